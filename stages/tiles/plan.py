@@ -1,0 +1,118 @@
+"""Which views a study needs, in which order, and the views store that keeps their masks and hashes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.tiles.dataset import Dataset
+from stages.tiles.tiling import Tile
+from stages.tiles.views import Draw, Recipe, draw, render, view_sha256
+from store import GridReader, GridSpec, ViewKey, ViewRow
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    """One view of one tile."""
+
+    tile: Tile
+    view: int
+
+    @property
+    def key(self) -> ViewKey:
+        """Where the view's token grid is kept, in any encoder's cache."""
+        return ViewKey(self.tile.key, self.view)
+
+    @property
+    def mask_key(self) -> ViewKey:
+        """Where the view's mask is kept: another mask over the same pixels is another key."""
+        return ViewKey(self.tile.mask_key, self.view)
+
+    def __str__(self) -> str:
+        return f"tile {self.tile.name}, view {self.view}"
+
+
+def planned_views(train: Sequence[Tile], held_out: Sequence[Tile], per_tile: int) -> list[PlannedView]:
+    """Return every view of a study, augmentation-major: view 0 of all tiles, then view 1 of the training tiles, …
+
+    So that fewer views are a prefix of more, and held-out tiles have only their unaugmented view.
+    """
+    first = [PlannedView(tile, 0) for tile in (*train, *held_out)]
+    return first + [PlannedView(tile, view) for view in range(1, per_tile) for tile in train]
+
+
+class ViewSource:
+    """Renders views; keeps the last decoded source images within ``memory`` bytes. Safe to call from many threads."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, memory: int = 1 << 30) -> None:
+        self._dataset = dataset
+        self._recipe = recipe
+        self._memory = memory
+        self._kept: OrderedDict[tuple[str, str], NDArray[np.uint8]] = OrderedDict()
+        self._lock = Lock()
+
+    def pixels(self, planned: PlannedView) -> NDArray[np.uint8]:
+        """Return the view's (px, px, 3) uint8 RGB pixels."""
+        return render(self._source("image", planned.tile), None, planned.tile, self.draw(planned))[0]
+
+    def pixels_and_mask(self, planned: PlannedView) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the view's (px, px, 3) uint8 pixels and (px, px) uint8 mask."""
+        tile = planned.tile
+        pixels, mask = render(
+            self._source("image", tile), self._source("mask", tile), tile, self.draw(planned)
+        )
+        assert mask is not None  # render returns a mask whenever it is given one
+        return pixels, mask
+
+    def draw(self, planned: PlannedView) -> Draw:
+        """Return the view's draw of the augmentation."""
+        return draw(self._recipe, planned.tile.key, planned.view)
+
+    def _source(self, what: str, tile: Tile) -> NDArray[np.uint8]:
+        key = (what, tile.record.id)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        read = self._dataset.read_image if what == "image" else self._dataset.read_mask
+        array = read(tile.record)
+        with self._lock:
+            self._kept[key] = array
+            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._memory:
+                self._kept.popitem(last=False)
+        return array
+
+
+def mask_spec(tile_px: int) -> GridSpec:
+    """Return what the views store keeps of one view: its (px, px) uint8 mask."""
+    return GridSpec("masks", (tile_px, tile_px), "uint8", ("y", "x"))
+
+
+def masks_identity(recipe: Recipe, classes: Sequence[str], labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a mask beside its tile: the recipe, the classes in order and how labels map to them."""
+    return {"recipe": recipe.identity(), "classes": list(classes), "labels": dict(labels)}
+
+
+def mask_rows(views: Sequence[PlannedView]) -> list[ViewRow]:
+    """Return the rows of the views store, in plan order."""
+    return [ViewRow(v.mask_key.tile, v.view, v.tile.name, "") for v in views]
+
+
+def token_rows(views: Sequence[PlannedView], masks: GridReader) -> list[ViewRow]:
+    """Return the rows of a feature cache, in plan order, each with the hash of the pixels it must be made from."""
+    return [ViewRow(v.tile.key, v.view, v.tile.name, str(masks.meta(v.mask_key)["pixels"])) for v in views]
+
+
+def rendered_masks(
+    views: Sequence[PlannedView], source: ViewSource
+) -> Iterator[tuple[NDArray[np.uint8], dict[str, Any]]]:
+    """Yield each view's mask with the hash of its pixels and the parameters it was drawn with."""
+    for planned in views:
+        pixels, mask = source.pixels_and_mask(planned)
+        yield mask, {"pixels": view_sha256(pixels), "draw": asdict(source.draw(planned))}
