@@ -1,0 +1,243 @@
+"""The table of encoders, references, a user's own rows and plug-ins."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoder_rows import tiny, write_row
+
+from stages.encoders import (
+    Description,
+    Fit,
+    TokenGrid,
+    canonical_name,
+    describe_encoder,
+    known_encoders,
+    load_encoder,
+    plugins,
+)
+from stages.encoders.architecture import parameters, stored_shapes
+from stages.encoders.keymaps import KEY_MAPS
+from stages.encoders.table import TimmRow, table
+from store.errors import InputError, InputErrors
+
+TIMM_ROWS = [row for row in table().values() if isinstance(row, TimmRow)]
+
+
+@pytest.fixture(scope="session")
+def facts(shared: Path) -> dict[str, dict[str, Any]]:
+    file = shared / "encoders.json"
+    if not file.is_file():
+        pytest.skip(f"no checked facts at {file}")
+    return {row["name"]: row for row in json.loads(file.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize("row", TIMM_ROWS, ids=lambda row: row.name)
+def test_every_row_says_what_timm_builds_on_the_meta_device(row: TimmRow) -> None:
+    shapes = stored_shapes(row)
+    assert shapes["pos_embed"] == (1, row.checkpoint_grid**2 + row.position_prefix, row.d)
+    assert shapes["patch_embed.proj.weight"] == (row.d, 3, row.patch, row.patch)
+    assert shapes["norm.weight"] == (row.d,)
+    assert f"blocks.{row.depth - 1}.norm1.weight" in shapes
+    assert f"blocks.{row.depth}.norm1.weight" not in shapes
+    assert not any(name.startswith(("head", "fc_norm")) for name in shapes)
+    assert row.key_map in KEY_MAPS
+    described = describe_encoder(row.name, tile_px=512)
+    side = -(-512 // row.patch)
+    assert described.grid == TokenGrid(row.d, side, side)
+    assert described.run_px == side * row.patch
+    assert described.bytes_a_view == 2 * row.d * side * side
+
+
+@pytest.mark.parametrize("row", [row for row in TIMM_ROWS if row.hub_repo], ids=lambda row: row.name)
+def test_every_published_row_equals_the_checked_facts(row: TimmRow, facts: dict[str, dict[str, Any]]) -> None:
+    fact = facts[row.name]
+    described = describe_encoder(row.name, tile_px=512)
+    assert parameters(row) == described.parameters == fact["params_timm"]
+    assert (described.grid.h * described.grid.w, described.run_px) == (
+        fact["tokens_512"],
+        fact["input_for_512"],
+    )
+    for ours, theirs in {
+        "arch": "timm_arch", "patch": "patch", "prefix_tokens": "tokens_prefix", "d": "dim", "depth": "depth",
+        "no_embed_class": "no_embed_class", "hub_repo": "hf_repo", "licence": "licence", "key_map": "key_map",
+    }.items():  # fmt: skip
+        assert getattr(row, ours) == fact[theirs], ours
+    assert [row.checkpoint_grid] * 2 == fact["checkpoint_grid"]
+    assert list(stored_shapes(row)["pos_embed"]) == fact["pos_embed_shape"]
+    assert (list(row.mean), list(row.std)) == (fact["mean"], fact["std"])
+    assert row.gated == bool(fact["gated"])
+    assert set(row.files) == set(fact["files"])
+    assert {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[row.compute_dtype] == fact["amp_dtype"]
+    given = set(fact["timm_kwargs"].items()) - {("num_classes", 0), ("dynamic_img_size", True)}
+    given -= {("img_size", row.patch * row.checkpoint_grid), ("patch_size", row.patch)}
+    assert given == set(row.kwargs.model_dump(exclude_none=True).items())
+    if fact["pos_policy_512"].startswith("none"):
+        assert described.grid.h == row.checkpoint_grid
+    else:
+        assert row.pos_policy == fact["pos_policy_512"]
+
+
+def test_the_weightless_encoders_describe_themselves_without_parameters() -> None:
+    assert known_encoders()[:2] == ("pixels", "stain")
+    pixels = describe_encoder("pixels", tile_px=512)
+    assert (pixels.grid, pixels.parameters) == (TokenGrid(768, 32, 32), 0)
+    assert describe_encoder("stain", tile_px=500).grid == TokenGrid(49, 32, 32)
+
+
+def test_a_reference_has_one_canonical_form_the_bare_name_for_the_default_block() -> None:
+    assert canonical_name("dinov2-s14") == canonical_name("dinov2-s14@6") == "dinov2-s14"
+    assert canonical_name("dinov2-s14@12") == "dinov2-s14@12"
+    assert canonical_name("uni@24") == canonical_name("uni") == "uni"
+    assert canonical_name("uni@023") == "uni@23"
+    assert describe_encoder("dinov2-s14@12", tile_px=224).layer == 12
+    assert describe_encoder("dinov2-s14", tile_px=224).layer == 6
+
+
+def test_an_unknown_encoder_is_refused_with_the_nearest_known() -> None:
+    with pytest.raises(InputError, match="no encoder is called 'virchov2'") as caught:
+        canonical_name("virchov2")
+    assert "Did you mean virchow2" in str(caught.value)
+
+
+@pytest.mark.parametrize("layer", ["0", "25", "-1", "", "six", "1.0", "²"])
+def test_a_block_that_the_encoder_does_not_have_is_refused(layer: str) -> None:
+    with pytest.raises(InputError, match="from 1 to 24"):
+        canonical_name(f"uni@{layer}")
+
+
+def test_an_encoder_without_blocks_takes_no_layer() -> None:
+    with pytest.raises(InputError, match="has no blocks"):
+        canonical_name("stain@1")
+
+
+def test_a_tile_smaller_than_a_patch_is_refused() -> None:
+    with pytest.raises(InputError, match="smaller than one patch of 14 px"):
+        describe_encoder("virchow", tile_px=13)
+
+
+def test_a_users_own_row_is_an_encoder_with_blocks(tmp_path: Path) -> None:
+    reference = write_row(tmp_path, tiny())
+    described = describe_encoder(reference, tile_px=64)
+    assert (described.name, described.grid, described.layer) == ("tiny", TokenGrid(32, 8, 8), 3)
+    assert canonical_name(f"{reference}@2") == "tiny@2"
+    odd = tmp_path / "me@home"
+    odd.mkdir()
+    assert canonical_name(write_row(odd, tiny())) == "tiny"
+
+
+def test_every_fault_of_a_users_row_is_named_at_once(tmp_path: Path) -> None:
+    fields = tiny(poss_policy="hf", patch=0, d=None, kwargs={"depth": 3, "checkpoint_path": "x.pth"})
+    with pytest.raises(InputErrors) as caught:
+        describe_encoder(write_row(tmp_path, fields), tile_px=64)
+    words = str(caught.value)
+    assert len(caught.value.faults) == 4
+    for part in (
+        "'poss_policy'; nearest known: pos_policy",
+        "patch: ",
+        "d: field required",
+        "'kwargs.checkpoint_path'",
+    ):
+        assert part in words
+    assert "tiny.toml" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prefix_tokens": 5}, "prefix_tokens is 5 in the row, 1 in vit_tiny_patch16_224"),
+        ({"d": 64, "depth": 4}, "depth is 4 in the row, 3 in"),
+        ({"no_embed_class": True}, "no_embed_class is True in the row"),
+        ({"arch": "vit_tiny_patch16_225"}, "Did you mean vit_tiny_patch16_224"),
+        ({"arch": "resnet18", "kwargs": {}}, "timm cannot build resnet18"),
+        ({"kwargs": {"num_heads": 5, "embed_dim": 32}}, "timm cannot build vit_tiny_patch16_224"),
+        ({"layer": 4}, "layer 4 of an encoder of 3 blocks"),
+        ({"hub_repo": "a/b"}, "hub_repo and revision go together"),
+        ({"files": ["../../etc/passwd"]}, "without '..'"),
+        ({"arch": "hf-hub:someone/model"}, "arch: string should match pattern"),
+        ({"name": "uni"}, "belongs to an encoder of the table"),
+        ({"family": "magic"}, "magic"),
+    ],
+)
+def test_a_row_that_contradicts_itself_or_timm_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        describe_encoder(write_row(tmp_path, tiny(**changes)), tile_px=64)
+    assert words in str(caught.value)
+
+
+def test_an_encoder_file_that_is_missing_or_not_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        canonical_name(str(tmp_path / "none.toml"))
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(InputError, match="not TOML"):
+        canonical_name(str(tmp_path / "bad.toml"))
+
+
+class _MeanColour:
+    """A user's encoder that is no vision transformer: the mean colour of the view."""
+
+    @staticmethod
+    def describe(*, tile_px: int, fit: Fit) -> Description:
+        return Description(
+            name="mean-colour",
+            title="Mean colour",
+            family="plugin",
+            grid=TokenGrid(3, 1, 1),
+            tile_px=tile_px,
+            run_px=tile_px,
+            fit=fit,
+            patch=tile_px,
+            parameters=0,
+            layer=None,
+            depth=None,
+            licence="none",
+            gated=False,
+            repo=None,
+        )
+
+    @staticmethod
+    def load(*, tile_px: int, weights: Path | None, fit: Fit, device: torch.device, dtype: str) -> Any:
+        class Loaded:
+            name = "mean-colour"
+
+            def encode(self, views: torch.Tensor) -> torch.Tensor:
+                return views.float().mean((2, 3), keepdim=True)
+
+        return Loaded()
+
+
+MEAN_COLOUR = _MeanColour
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    entry = EntryPoint(name, value, plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == plugins.GROUP else [])
+
+
+def test_an_installed_package_brings_its_own_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(monkeypatch, "mean-colour", "test_encoder_table:MEAN_COLOUR")
+    assert known_encoders()[-1] == canonical_name("mean-colour") == "mean-colour"
+    assert describe_encoder("mean-colour", tile_px=64).grid == TokenGrid(3, 1, 1)
+    tokens = load_encoder("mean-colour", tile_px=64).encode(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8))
+    assert tokens.flatten().tolist() == [7, 7, 7]
+    with pytest.raises(InputError, match="has no blocks"):
+        canonical_name("mean-colour@2")
+
+
+def test_a_plug_in_may_not_take_a_name_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(monkeypatch, "uni", "test_encoder_table:MEAN_COLOUR")
+    with pytest.raises(InputError, match="Rename its entry point"):
+        known_encoders()
+
+
+def test_a_plug_in_that_cannot_be_imported_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(monkeypatch, "broken", "no_such_package:encoder")
+    with pytest.raises(InputError, match="'broken' cannot be imported: ModuleNotFoundError"):
+        describe_encoder("broken", tile_px=64)
