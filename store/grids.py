@@ -1,0 +1,291 @@
+"""A store of grids: one folder for one way of making them, grown part by part, resumed after anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from store.documents import parse, read_bytes
+from store.durable import put_folder, storage_errors, sweep
+from store.errors import IdentityMismatch, InputError, StorageError, VerificationError
+from store.identity import canonical_json, differences, fingerprint
+from store.layout import MAX_PART_SHARDS, group_metadata, shard_views, to_bytes
+from store.leases import hold
+from store.parts import Part, create_part, load_part, part_folders
+from store.planning import assign, check_pixels, survey
+from store.reader import GridReader
+from store.rows import GridSpec, ShardTask, StoreStatus, ViewKey, ViewRow
+from store.sealing import prepare, seal, sweep_part
+from store.writer import settle, write_shard
+
+__all__ = ["GridReader", "GridSpec", "GridStore", "ShardTask", "StoreStatus", "ViewKey", "ViewRow"]
+
+VERSION = 1
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
+_RESTORE = "Restore cache.json from a copy of the cache."
+
+
+@dataclass(frozen=True)
+class GridStore:
+    """A cache: the folder ``<slug>-<first 12 digits of key>`` of immutable parts, all grids of one ``spec``.
+
+    ``key`` is the fingerprint of ``identity``, which says everything that changes a grid besides the view itself;
+    ``provenance`` says how, where and with what it was made. A store can be pickled; it then names its folder.
+    """
+
+    path: Path
+    key: str
+    slug: str
+    identity: dict[str, Any]
+    spec: GridSpec
+    provenance: dict[str, Any]
+    _loaded: dict[Path, Part] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def at(
+        cls,
+        root: Path,
+        slug: str,
+        identity: Mapping[str, Any],
+        spec: GridSpec,
+        provenance: Mapping[str, Any],
+        *,
+        create: bool,
+    ) -> GridStore:
+        """Open the store of ``identity`` under ``root``; with ``create`` make it where it is not there yet.
+
+        Raises ``IdentityMismatch`` naming the fields if there are only stores of the same slug with another identity
+        (or the store holds grids of another form), ``InputError`` if there is none at all, ``StorageError`` if it
+        cannot be made.
+        """
+        if not _SLUG.fullmatch(slug):
+            raise InputError(
+                "The name of a cache has letters, digits and . _ @ + - only, and starts with a letter or digit",
+                where=slug,
+                remedy="Choose another name.",
+            )
+        wanted = json.loads(canonical_json(identity))
+        path = root / f"{slug}-{fingerprint(wanted)[:12]}"
+        if create and not (path / "cache.json").is_file():
+            _create(path, slug, wanted, spec, provenance)
+        if not (path / "cache.json").is_file():
+            raise _nothing(root, slug, wanted, path)
+        store = cls.open(path)
+        found = {**store.identity, "grid": store.spec.to_json()}
+        _refuse_differences(found, {**wanted, "grid": spec.to_json()}, path)
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> GridStore:
+        """Open the store in the folder ``path``.
+
+        Raises ``InputError`` if there is none or it was written by a newer version, ``VerificationError`` if its
+        identity is not the one its key was made from.
+        """
+        file = path / "cache.json"
+        data = read_bytes(file)
+        if data is None:
+            remedy = "Give the folder that holds cache.json, or extract first."
+            raise InputError("There is no cache here", where=path, remedy=remedy)
+        document = parse("cache", VERSION, data, file, _RESTORE)
+        try:
+            key, slug, identity = str(document["key"]), str(document["slug"]), dict(document["identity"])
+            spec, provenance = GridSpec.from_json(document["grid"]), dict(document["provenance"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise VerificationError(
+                "The description of the cache is incomplete", where=file, remedy=_RESTORE
+            ) from error
+        if fingerprint(identity) != key:
+            raise VerificationError(
+                f"The identity in the file was changed: it gives the key {fingerprint(identity)[:12]}, "
+                f"the file says {key[:12]}",
+                where=file,
+                remedy=_RESTORE,
+            )
+        return cls(path, key, slug, identity, spec, provenance)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GridStore.open, (self.path,)
+
+    @classmethod
+    def beside(cls, root: Path, slug: str) -> list[GridStore]:
+        """Return every readable store of ``slug`` under ``root``, whatever its identity, in the order of their keys."""
+        name = re.compile(re.escape(slug) + "-[0-9a-f]{12}")
+        stores = []
+        if root.is_dir():
+            for folder in sorted(entry for entry in root.iterdir() if name.fullmatch(entry.name)):
+                with suppress(InputError, VerificationError):
+                    stores.append(cls.open(folder))
+        return stores
+
+    def plan(
+        self,
+        rows: Sequence[ViewRow],
+        *,
+        shard_views: int | None = None,
+        can_make: Callable[[ViewRow], bool] = lambda row: True,
+    ) -> list[ShardTask]:
+        """Return the shards to write so that every one of ``rows`` is stored, the first needed first.
+
+        Rows that a part already has stay where they are; all others form new parts, in the given order, with
+        ``shard_views`` views a shard (chosen by size if not given). A finished shard is not returned, unless its
+        file has been lost or cut. Parts whose shards are all finished are sealed. A shard is written whole, so one
+        that was left unfinished and holds a row for which ``can_make`` is false (of a tile that has since left the
+        study, say) is passed over, and what is wanted of it goes into a new part.
+
+        Raises ``IdentityMismatch`` naming the tile if a view is stored that was made from other pixels,
+        ``StorageError`` if something has to be written and cannot.
+        """
+        if shard_views is not None and shard_views < 1:
+            raise ValueError(f"a shard holds one view or more, not {shard_views}")
+        wanted: dict[ViewKey, ViewRow] = {}
+        for row in rows:
+            wanted.setdefault(row.key, row)
+        parts = self._parts()
+        check_pixels(parts, rows, self.path)
+        found = survey(parts, can_make)
+        new = [row for key, row in wanted.items() if key not in found]
+        if new:
+            self._add(new, shard_views)
+            # Read again: where another process has planned the same views meanwhile, both then agree on its shards.
+            parts = self._parts()
+            found = survey(parts, can_make)
+        tasks = assign(parts, found, wanted)
+        for part in parts:
+            sweep_part(part)
+            if any(task.part == part.name for task in tasks):
+                prepare(part)
+            else:
+                with suppress(StorageError):  # its markers serve as well, and there may be no right to write
+                    seal(part)
+        sweep(self.path)
+        return tasks
+
+    @contextmanager
+    def lease(self, task: ShardTask) -> Iterator[bool]:
+        """Claim a shard for the block; yields ``False`` if a live writer has it or it was finished meanwhile."""
+        part = self._part(task)
+        record = part.record(task.shard)
+        done = record is not None and part.intact(record)
+        if not done:
+            with hold(part.lease_folder, task.shard) as held:
+                done = held and settle(part, task.shard)
+                if not done:
+                    yield held
+                    return
+        seal(part)  # whoever finished the last shard may not have lived to do it
+        yield False
+
+    def write(self, task: ShardTask, grids: Iterable[tuple[NDArray[Any], Mapping[str, Any] | None]]) -> None:
+        """Store the grids of a shard, given in the order of ``task.rows`` with what to keep beside each (JSON).
+
+        They are taken and written one at a time. A shard that is finished already is left alone and nothing is
+        taken. Nothing is stored unless all of the shard is: ``InputError`` names tile and view of a grid of another
+        shape or dtype, or with a value that is not finite; ``StorageError`` says why the disk refused. The last
+        shard of a part seals it.
+        """
+        part = self._part(task)
+        write_shard(part, task.shard, grids)
+        seal(part)
+
+    def reader(self) -> GridReader:
+        """Return a reader of all grids that are finished now."""
+        return GridReader(self.path, self.spec, self._parts())
+
+    def status(self) -> StoreStatus:
+        """Count what is planned and what is done; views that two parts hold count once."""
+        parts = self._parts()
+        done = [part.done() for part in parts]
+        stored = {
+            row.key
+            for part, found in zip(parts, done, strict=True)
+            for n in found
+            for row in part.shard_rows(n)
+        }
+        return StoreStatus(
+            parts=len(parts),
+            views_planned=len({row.key for part in parts for row in part.rows}),
+            views_done=len(stored),
+            shards_planned=sum(part.shards for part in parts),
+            shards_done=sum(len(found) for found in done),
+            bytes=sum(record.summary.bytes for found in done for record in found.values()),
+        )
+
+    def _parts(self) -> list[Part]:
+        found = {}
+        for folder in part_folders(self.path):
+            found[folder] = self._loaded.get(folder) or load_part(folder, self.key, self.spec)
+        self._loaded.clear()
+        self._loaded.update(found)
+        return list(found.values())
+
+    def _part(self, task: ShardTask) -> Part:
+        folder = self.path / task.part
+        part = self._loaded.get(folder) or load_part(folder, self.key, self.spec)
+        self._loaded[folder] = part
+        if not 0 <= task.shard < part.shards or part.shard_rows(task.shard) != task.rows:
+            raise ValueError(f"{task.part} has no shard {task.shard} of the rows of this task")
+        return part
+
+    def _add(self, rows: Sequence[ViewRow], slots: int | None) -> None:
+        slots = slots or shard_views(self.spec, len(rows))
+        step = slots * MAX_PART_SHARDS
+        with storage_errors(self.path):
+            for start in range(0, len(rows), step):
+                create_part(self.path, self.key, self.spec, rows[start : start + step], slots)
+
+
+def _create(
+    path: Path, slug: str, identity: dict[str, Any], spec: GridSpec, provenance: Mapping[str, Any]
+) -> None:
+    key = fingerprint(identity)
+    document = {
+        "format": f"frostgrid-cache/{VERSION}",
+        "slug": slug,
+        "key": key,
+        "identity": identity,
+        "grid": spec.to_json(),
+        "provenance": dict(provenance),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    attributes = {"format": document["format"], "key": key, "title": slug}
+    files = {
+        "cache.json": json.dumps(document, indent=1, ensure_ascii=False).encode(),
+        "zarr.json": to_bytes(group_metadata(attributes)),
+    }
+    with storage_errors(path):
+        put_folder(path, files)
+        sweep(path.parent)
+
+
+def _refuse_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
+    fields = [str(difference) for difference in differences(found, wanted)]
+    if fields:
+        raise IdentityMismatch(
+            f"The cache was made from something else: {'; '.join(fields)}",
+            where=where,
+            remedy="Set these fields back to use the cache, or extract with the new ones into another [cache] root.",
+        )
+
+
+def _nothing(root: Path, slug: str, wanted: Mapping[str, Any], path: Path) -> InputError:
+    """Return what to say where the wanted store is not: which fields the most similar one beside it differs in."""
+    others = [
+        (list(differences(store.identity, wanted)), store.path) for store in GridStore.beside(root, slug)
+    ]
+    if not others:
+        return InputError(f"There is no cache of {slug} here", where=path, remedy="Extract first.")
+    fields, folder = min(others, key=lambda other: (len(other[0]), other[1].name))
+    return IdentityMismatch(
+        f"There is no cache of {slug} made this way; the nearest one differs in {'; '.join(map(str, fields))}",
+        where=folder,
+        remedy="Set these fields back to use that cache, or extract with the new ones: that makes a cache beside it.",
+    )
