@@ -1,0 +1,138 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.console import bytes_text, duration_text
+from stages.encoders import describe_encoder, known_encoders
+from stages.tiles.check import CheckReport
+
+
+def dice_table(summary: dict[str, Any]) -> Table:
+    """Encoder × class, Dice (%) mean ± std over seeds, with parameters and token grid beside it (Tables 1 and 2)."""
+    images = summary["images"]
+    table = Table(
+        title=f"{summary['study']['name']}: test Dice (%), mean ± std over seeds",
+        caption=f"images: {images['train']} training, {images['val']} validation, {images['test']} test; "
+        "Dice pooled over all test pixels of a class",
+    )
+    table.add_column("encoder")
+    table.add_column("decoder")
+    for name in (*summary["classes"], "mean"):
+        table.add_column(name, justify="right")
+    for name in ("seeds", "encoder par.", "decoder par.", "grid"):
+        table.add_column(name, justify="right")
+    for row in summary["results"]:
+        table.add_row(
+            row["encoder"],
+            row["decoder"],
+            *(_percent(row["dice"][name]) for name in summary["classes"]),
+            _percent(row["mean_dice"]),
+            str(len(row["seeds"])),
+            _count(row["encoder_parameters"]),
+            _count(row["decoder_parameters"]),
+            "×".join(map(str, row["grid"])),
+        )
+    return table
+
+
+def plan_table(needs: dict[str, Any]) -> Table:
+    """What a study needs before it runs."""
+    table = Table(
+        title=f"{needs['study']}: {needs['tiles']['train']}/{needs['tiles']['val']}/{needs['tiles']['test']} tiles, "
+        f"{needs['views']} views of {needs['tile_px']} px",
+        caption=f"{bytes_text(needs['bytes'])} of token grids before compression, {bytes_text(needs['free'])} free at "
+        f"{needs['cache']}; {needs['seeds']} seed(s) of {needs['steps']} steps an encoder; times from "
+        f"{needs['gflop_per_second']:.0f} GFLOP/s of float32 matrix products measured on this {needs['device']}",
+    )
+    for name in ("encoder", "grid", "views cached", "MB a view", "cache", "extract", "train"):
+        table.add_column(name, justify="left" if name == "encoder" else "right")
+    for row in needs["encoders"]:
+        table.add_row(
+            row["encoder"],
+            "×".join(map(str, row["grid"])),
+            f"{row['views_cached']} / {needs['views']}",
+            f"{row['bytes_a_view'] / 1e6:.2f}",
+            bytes_text(row["bytes"]),
+            f"{row['encoder_flop'] / 1e12:.1f} TFLOP, {duration_text(row['encoder_seconds'])}",
+            f"{row['decoder_flop'] / 1e12:.0f} TFLOP, {duration_text(row['decoder_seconds'])}",
+        )
+    return table
+
+
+def encoder_rows(px: int) -> list[dict[str, Any]]:
+    """Every known encoder at a tile side of ``px`` pixels, as JSON-able rows."""
+    rows = []
+    for name in known_encoders():
+        about = describe_encoder(name, tile_px=px)
+        rows.append(
+            {
+                "name": about.name,
+                "title": about.title,
+                "parameters": about.parameters,
+                "d": about.grid.d,
+                "patch": about.patch,
+                "input_px": about.run_px,
+                "grid": [about.grid.h, about.grid.w],
+                "bytes_a_view": about.bytes_a_view,
+                "licence": about.licence,
+                "gated": about.gated,
+                "repo": about.repo,
+            }
+        )
+    return rows
+
+
+def encoder_table(rows: Sequence[dict[str, Any]], px: int) -> Table:
+    """The encoder list as a table."""
+    table = Table(title=f"Encoders at {px} px", caption="MB a view: float16 before compression")
+    for name in ("encoder", "parameters", "d", "P", "input", "grid", "MB a view", "licence", "weights"):
+        table.add_column(name, justify="left" if name in ("encoder", "licence", "weights") else "right")
+    for row in rows:
+        source = row["repo"] or ("none needed" if row["parameters"] == 0 else "local file")
+        table.add_row(
+            row["name"],
+            _count(row["parameters"]),
+            str(row["d"]),
+            str(row["patch"]),
+            str(row["input_px"]),
+            "×".join(map(str, row["grid"])),
+            f"{row['bytes_a_view'] / 1e6:.2f}",
+            row["licence"],
+            f"{source} (gated)" if row["gated"] else source,
+        )
+    return table
+
+
+def check_table(found: CheckReport) -> Table:
+    """Classes and their pixels, with sizes and patients in the caption."""
+    sizes = ", ".join(f"{count} of {w}×{h} px" for (h, w), count in found.sizes.items())
+    patients = len(found.patients) or "unknown"
+    table = Table(
+        title=f"{len(found.images)} readable images",
+        caption=f"sizes: {sizes or 'none'}; patients: {patients}; pixels ignored: {found.ignored:,}; "
+        f"groups of identical images: {len(found.duplicates)}; faults: {len(found.faults)}",
+    )
+    for name in ("class", "pixels", "share", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for index, name in enumerate(found.classes):
+        holding = sum(image.pixels[index] > 0 for image in found.images)
+        table.add_row(name, f"{found.pixels[index]:,}", f"{100 * found.shares[index]:.1f} %", str(holding))
+    return table
+
+
+def _percent(spread: dict[str, float | None]) -> str:
+    if spread["mean"] is None:
+        return "–"
+    std = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
+    return f"{100 * spread['mean']:.2f}{std}"
+
+
+def _count(parameters: int) -> str:
+    if parameters >= 1_000_000:
+        return f"{parameters / 1e6:.2f} M" if parameters < 1e8 else f"{parameters / 1e6:.0f} M"
+    return f"{parameters:,}"

@@ -1,0 +1,21 @@
+"""The linear probe: what the tokens hold without a decoder's help."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stages.decoders.geometry import Geometry
+
+
+class LinearDecoder(nn.Module):
+    """1x1 convolution d to C, then bilinear interpolation: (B, d, h, w) to (B, C, target_px, target_px)."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.classify = nn.Conv2d(geometry.width_in, geometry.classes, 1)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the logits of every pixel."""
+        return self.geometry.fit(self.classify(tokens))

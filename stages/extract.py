@@ -1,0 +1,268 @@
+"""Stage one: every view through the frozen encoder once, into the feature cache, with all steps overlapped."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.encoders import Encoder
+from stages.tiles.plan import PlannedView, ViewSource, mask_rows, rendered_masks, token_rows
+from stages.tiles.tiling import Tile
+from stages.tiles.views import view_sha256
+from store import GridReader, GridStore, ShardTask, ViewRow
+from store.errors import IdentityMismatch
+
+Progress = Callable[[int, int], None]  # views done, views to do
+WAIT_SECONDS = 2.0  # between looks at shards that another process is writing
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a call computed and what it found there already, in views."""
+
+    computed: int
+    kept: int
+
+
+def write_views(
+    views: Sequence[PlannedView],
+    source: ViewSource,
+    store: GridStore,
+    *,
+    threads: int,
+    on_progress: Progress | None = None,
+) -> Done:
+    """Render every view that the views store lacks; keep its mask, its draw and the hash of its pixels.
+
+    ``threads`` shards are rendered at a time. Raises what reading the images raises; everything committed stays.
+    """
+    tiles = {view.tile.mask_key: view.tile for view in views}
+    counter = _Counter(len(views), on_progress)
+
+    def one(task: ShardTask) -> bool:
+        with store.lease(task) as mine:
+            if not mine:
+                return False
+            planned = [PlannedView(tiles[row.tile], row.view) for row in task.rows]
+            store.write(task, counter.through(rendered_masks(planned, source)))
+            return True
+
+    def run(tasks: Sequence[ShardTask]) -> bool:
+        with ThreadPoolExecutor(threads) as pool:
+            return any(list(pool.map(one, tasks)))
+
+    return _until_done(store, mask_rows(views), run, counter)
+
+
+def extract(
+    views: Sequence[PlannedView],
+    source: ViewSource,
+    masks: GridReader,
+    encoder: Encoder,
+    store: GridStore,
+    *,
+    batch: int,
+    threads: int,
+    on_progress: Progress | None = None,
+) -> Done:
+    """Encode every view that the feature cache lacks.
+
+    ``masks`` is the reader of the views store, whose pixel hashes every view is checked against before it is
+    encoded; ``batch`` the views encoded at a time; ``threads`` those that read and render. Rendering, encoding and
+    writing run at the same time over bounded queues: memory does not grow with the data set. Raises
+    :class:`IdentityMismatch` naming tile and view when a view's pixels are not those of the views store; every
+    committed shard stays.
+    """
+    tiles = {view.tile.key: view.tile for view in views}
+    counter = _Counter(len(views), on_progress)
+
+    def run(tasks: Sequence[ShardTask]) -> bool:
+        return _Pipeline(source, encoder, store, tiles, batch).run(tasks, threads, counter)
+
+    return _until_done(store, token_rows(views, masks), run, counter)
+
+
+class _Counter:
+    """Counts views as they pass, from any thread."""
+
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
+        self.total, self.done, self.computed = total, 0, 0
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+
+    def start(self, kept: int) -> None:
+        self.done = kept
+        self._report()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.done += count
+            self.computed += count
+            self._report()
+
+    def through(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
+            yield item
+            self.add(1)
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(min(self.done, self.total), self.total)
+
+
+def _until_done(
+    store: GridStore,
+    rows: Sequence[ViewRow],
+    run: Callable[[Sequence[ShardTask]], bool],
+    counter: _Counter,
+) -> Done:
+    """Run the missing shards; what another process holds is waited for, and taken over if that process dies."""
+    wanted = {(row.tile, row.view) for row in rows}
+    tiles = {row.tile for row in rows}
+    kept: int | None = None
+    while tasks := store.plan(rows, can_make=lambda row: row.tile in tiles):
+        present = len(rows) - sum((row.tile, row.view) in wanted for task in tasks for row in task.rows)
+        kept = present if kept is None else kept
+        counter.start(present)
+        if not run(tasks):
+            time.sleep(WAIT_SECONDS)
+    return Done(counter.computed, len(rows) if kept is None else kept)
+
+
+class _Shard:
+    """One shard on its way to the store: encoded batches go in, a writer thread takes them out."""
+
+    def __init__(
+        self, store: GridStore, task: ShardTask, lease: ExitStack, writer: ThreadPoolExecutor
+    ) -> None:
+        self._batches: queue.Queue[NDArray[np.float16] | None] = queue.Queue(maxsize=2)
+        self._abandoned = threading.Event()
+        self._store, self._task, self._lease = store, task, lease
+        self._written = writer.submit(self._write)
+
+    def put(self, grids: NDArray[np.float16] | None) -> None:
+        """Hand over one batch, or None after the last; raises what writing raised."""
+        while True:
+            try:
+                return self._batches.put(grids, timeout=0.1)
+            except queue.Full:
+                if self._written.done():
+                    self._written.result()
+
+    def wait(self) -> None:
+        """Wait until the shard is committed; raises what writing raised."""
+        self._written.result()
+
+    def failed(self) -> bool:
+        """Whether writing ended in an error."""
+        return self._written.done() and self._written.exception() is not None
+
+    def abandon(self) -> None:
+        """Give the shard up uncommitted."""
+        self._abandoned.set()
+
+    def _write(self) -> None:
+        with self._lease:
+            self._store.write(self._task, self._grids())
+
+    def _grids(self) -> Iterator[tuple[NDArray[np.float16], None]]:
+        while True:
+            try:
+                batch = self._batches.get(timeout=0.1)
+            except queue.Empty:
+                if self._abandoned.is_set():
+                    raise CancelledError from None
+                continue
+            if batch is None:
+                return
+            for grid in batch:
+                yield grid, None
+
+
+class _Pipeline:
+    """Render → encode → write, each in threads of its own, across the boundaries of shards."""
+
+    def __init__(
+        self, source: ViewSource, encoder: Encoder, store: GridStore, tiles: dict[str, Tile], batch: int
+    ) -> None:
+        self._source, self._encoder, self._store, self._tiles = source, encoder, store, tiles
+        self._batch = batch
+        self._shards: deque[_Shard] = deque()
+
+    def run(self, tasks: Sequence[ShardTask], threads: int, counter: _Counter) -> bool:
+        """Encode and write the shards that nobody else holds; return whether there was one."""
+        wrote = False
+        with ThreadPoolExecutor(threads, "render") as renderers, ThreadPoolExecutor(1, "write") as writer:
+            rendered = self._rendered(tasks, renderers, writer, ahead=2 * self._batch + threads)
+            try:
+                for shard, views in groupby(rendered, key=itemgetter(0)):
+                    while batch := [view.result() for _, view in islice(views, self._batch)]:
+                        shard.put(self._encode(batch))
+                        counter.add(len(batch))
+                        while self._shards[0].failed():
+                            self._shards[0].wait()
+                    shard.put(None)
+                    wrote = True
+                    while len(self._shards) > 1 and self._shards[0] is not shard:
+                        self._shards.popleft().wait()
+                while self._shards:
+                    self._shards.popleft().wait()
+            except BaseException:
+                for shard in self._shards:
+                    shard.abandon()
+                renderers.shutdown(wait=False, cancel_futures=True)
+                raise
+        return wrote
+
+    def _rendered(
+        self,
+        tasks: Sequence[ShardTask],
+        renderers: ThreadPoolExecutor,
+        writer: ThreadPoolExecutor,
+        ahead: int,
+    ) -> Iterator[tuple[_Shard, Future[NDArray[np.uint8]]]]:
+        """Yield every view of the shards that could be leased, rendered up to ``ahead`` views in advance."""
+        waiting: deque[tuple[_Shard, Future[NDArray[np.uint8]]]] = deque()
+        for task in tasks:
+            lease = ExitStack()
+            if not lease.enter_context(self._store.lease(task)):
+                continue
+            shard = _Shard(self._store, task, lease, writer)
+            self._shards.append(shard)
+            for row in task.rows:
+                waiting.append((shard, renderers.submit(self._checked_pixels, row)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft()
+        yield from waiting
+
+    def _encode(self, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
+        views = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        tokens = self._encoder.encode(views)
+        # beyond float16's range: infinite, which the store refuses, naming tile and view; never saturated
+        return np.asarray(tokens.to(torch.float16).cpu().numpy())
+
+    def _checked_pixels(self, row: ViewRow) -> NDArray[np.uint8]:
+        planned = PlannedView(self._tiles[row.tile], row.view)
+        pixels = self._source.pixels(planned)
+        if (found := view_sha256(pixels)) != row.pixels:
+            raise IdentityMismatch(
+                f"The pixels of {planned} are not the ones recorded in the views store "
+                f"(sha256 {found[:12]}, recorded {row.pixels[:12]})",
+                where=planned.tile.record.path,
+                remedy="The image changed while it was being read, or a reader library decodes it differently: "
+                "extract again once it is stable.",
+            )
+        return pixels

@@ -1,0 +1,1 @@
+"""Stage two: one decoder trained with one seed on cached token grids."""

@@ -1,0 +1,54 @@
+"""How a decoder is trained: the paper's protocol (section 2.4), and what a study may change of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from stages.decoders.upconv import UpConvMode
+from store.errors import InputError, InputErrors
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The protocol of a run; the defaults are the paper's.
+
+    ``decoder`` and its ``options`` as for ``build_decoder``. ``lr`` falls along a cosine to 0 over each
+    ``restart_epochs`` epochs. ``upconv`` and ``precision`` choose how, not what, is computed: "bfloat16" runs the
+    decoder under autocast with float32 weights, sums and loss. ``InputErrors`` with every value that cannot be.
+    """
+
+    decoder: str = "single-scale"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 50
+    validate_every: int = 10
+    batch: int = 8
+    lr: float = 1e-4
+    restart_epochs: int = 10
+    upconv: UpConvMode = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        faults = [
+            InputError(f"{name} is {getattr(self, name)!r}", where="train", remedy="Give 1 or more.")
+            for name in ("epochs", "validate_every", "batch", "restart_epochs")
+            if getattr(self, name) < 1
+        ]
+        if not 0 < self.lr < math.inf:
+            faults.append(
+                InputError(f"lr is {self.lr!r}", where="train", remedy="Give a learning rate above 0.")
+            )
+        for name, known in (("upconv", get_args(UpConvMode)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in known:
+                remedy = f"Choose one of {', '.join(known)}."
+                faults.append(InputError(f"{name} is {getattr(self, name)!r}", where="train", remedy=remedy))
+        if faults:
+            raise InputErrors(faults, remedy="Correct the table [train] of the study.")
+
+    def validates_after(self, epoch: int) -> bool:
+        """Return whether epoch (from 1) ends with a validation: every ``validate_every``-th, and the last."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from studykit import write_study
+
+MANY_SHARDS = """
+[data]
+kind = "demo"
+size_px = 192
+tile_px = 160
+split = { train = 14, val = 6, test = 10, seed = 0 }
+[views]
+per_tile = 10
+[encoders]
+names = ["stain", "pixels"]
+"""
+
+
+def test_extraction_killed_at_twenty_moments_ends_in_the_same_grids_and_repeats_no_committed_shard(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).parent / "killed_extraction.py"
+    study = write_study(tmp_path, MANY_SHARDS)
+    done = subprocess.run(
+        [sys.executable, script, study, tmp_path, "20"], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["grids"] == 3 * 156
+    assert found["differing"] == 0
+    assert found["rewritten"] == []
+    assert found["faults"] == []
+    assert found["kills_that_committed"] >= 2  # the kills did fall into the work
+    assert found["committed_before_the_last"] >= 10

@@ -1,0 +1,128 @@
+"""Decoders: the paper's sizes, registered logits, names and options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stages.decoders import DECODERS, Geometry, build_decoder, set_upconv_mode
+from stages.decoders.upconv import UpConv
+from store.errors import InputError
+
+
+def build(name: str = "single-scale", **changes: Any) -> nn.Module:
+    sizes: dict[str, Any] = {"width_in": 12, "grid": (4, 4), "target_px": 64, "frame_px": 64, "classes": 3}
+    return build_decoder(name, **{**sizes, **changes})
+
+
+def parameters(decoder: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("patch", "width_in", "frame_px", "millions", "exact"),
+    [
+        (16, 1024, 512, 2.62, 2_623_491),
+        (8, 384, 512, 1.87, 1_869_571),
+        (16, 1536, 512, 2.75, 2_754_563),
+        (14, 1024, 518, 2.62, 2_623_491),
+    ],
+)
+def test_parameter_counts_are_the_papers(
+    patch: int, width_in: int, frame_px: int, millions: float, exact: int
+) -> None:
+    side = frame_px // patch
+    decoder = build(width_in=width_in, grid=(side, side), target_px=512, frame_px=frame_px)
+    assert parameters(decoder) == exact
+    assert round(parameters(decoder) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("grid", "frame_px", "doublings"),
+    [
+        (32, 512, 4),
+        (64, 512, 3),
+        (37, 512, 4),
+        (37, 518, 4),
+        (28, 448, 4),
+        (16, 224, 4),
+        (8, 8, 0),
+        (9, 8, 0),
+    ],
+)
+def test_doublings_are_the_rounded_up_logarithm(grid: int, frame_px: int, doublings: int) -> None:
+    assert Geometry(1, (grid, grid), 8, frame_px, 2).doublings == doublings
+
+
+def test_paper_decoder_is_what_the_paper_writes_down() -> None:
+    decoder = build(width=8, grid=(5, 5), target_px=64, frame_px=64).double()
+    set_upconv_mode(decoder, "fast")
+    tokens = torch.randn(2, 12, 5, 5, dtype=torch.float64)
+    weights = list(decoder.parameters())
+    x = F.conv2d(tokens, weights[0], weights[1])
+    for block in range(4):
+        up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        x = F.conv2d(up, weights[2 + 2 * block], weights[3 + 2 * block], padding=1).relu()
+    x = F.conv2d(x, weights[10], weights[11])
+    expected = F.interpolate(x, size=(64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(decoder(tokens), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+@pytest.mark.parametrize(
+    ("side", "target_px", "frame_px"), [(4, 64, 64), (5, 64, 64), (5, 64, 70), (37, 8, 8)]
+)
+def test_logits_have_the_tiles_size(name: str, side: int, target_px: int, frame_px: int) -> None:
+    options = {"width": 4} if name == "single-scale" else {}
+    decoder = build(name, grid=(side, side), target_px=target_px, frame_px=frame_px, **options)
+    assert decoder(torch.randn(2, 12, side, side)).shape == (2, 3, target_px, target_px)
+
+
+def test_padding_is_cut_at_bottom_and_right() -> None:
+    decoder = build("linear", width_in=2, grid=(5, 5), target_px=64, frame_px=70, classes=2)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.classify.weight[0, 0] = 1  # type: ignore[union-attr, index, operator]
+    tokens = torch.zeros(1, 2, 5, 5)
+    tokens[0, 0, :, 2] = 1  # the token column of pixels 28 to 41
+    logits = decoder(tokens)[0, 0, 10]
+    assert int(logits.argmax()) in (34, 35)
+    torch.testing.assert_close(logits[34], logits[35])
+
+
+def test_a_mode_is_set_in_every_block() -> None:
+    decoder = build(width=4)
+    set_upconv_mode(decoder, "textbook")
+    modes = [module.mode for module in decoder.modules() if isinstance(module, UpConv)]
+    assert modes == ["textbook"] * 4
+
+
+def test_unknown_decoder_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="Choose one of single-scale, linear"):
+        build("multi-scale")
+
+
+def test_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="Its options: width"):
+        build(depth=3)
+    with pytest.raises(InputError, match="It has no options"):
+        build("linear", width=3)
+
+
+@pytest.mark.parametrize("width", [0, -1, 2.5, "256"])
+def test_impossible_width_is_refused(width: Any) -> None:
+    with pytest.raises(InputError, match="whole number"):
+        build(width=width)
+
+
+@pytest.mark.parametrize(
+    "change", [{"classes": 1}, {"width_in": 0}, {"grid": (0, 4)}, {"frame_px": 63}, {"target_px": 0}]
+)
+def test_impossible_sizes_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        build(**change)
