@@ -320,9 +320,7 @@ class Job:
             data["test"],
             encoder=self.encoder,
             classes=self.work.dataset.classes,
-            grid=self.geometry.grid,
-            target_px=self.geometry.target_px,
-            frame_px=self.geometry.frame_px,
+            geometry=self.geometry,
             device=device,
             on_epoch=on_epoch,
         )

@@ -18,15 +18,7 @@ def decoder_step_flop(name: str, geometry: Geometry, options: Mapping[str, Any])
     A multiplication and an addition are two FLOP. Counted on the meta device: nothing is computed.
     """
     with torch.device("meta"):
-        decoder = build_decoder(
-            name,
-            width_in=geometry.width_in,
-            grid=geometry.grid,
-            target_px=geometry.target_px,
-            frame_px=geometry.frame_px,
-            classes=geometry.classes,
-            **options,
-        )
+        decoder = build_decoder(name, geometry, **options)
         set_upconv_mode(decoder, "textbook")
         tokens = torch.empty(1, geometry.width_in, *geometry.grid)
     with FlopCounterMode(display=False) as counter:

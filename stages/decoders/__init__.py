@@ -22,19 +22,10 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_decoder(
-    name: str,
-    *,
-    width_in: int,
-    grid: tuple[int, int],
-    target_px: int,
-    frame_px: int,
-    classes: int,
-    **options: Any,
-) -> nn.Module:
+def build_decoder(name: str, geometry: Geometry, **options: Any) -> nn.Module:
     """Build the decoder ``name`` on the CPU; its first weights come from torch's global generator.
 
-    Sizes as in :class:`Geometry`; ``options`` are the decoder's own (``single-scale``: ``width``). The module maps
+    ``options`` are the decoder's own (``single-scale``: ``width``). With the sizes of ``geometry`` the module maps
     tokens (B, width_in, h, w) to logits (B, classes, target_px, target_px). ``InputError`` for an unknown name, an
     unknown option, or a value that is not a positive whole number.
     """
@@ -56,7 +47,7 @@ def build_decoder(
                 where="decoder",
                 remedy="Give a whole number of 1 or more.",
             )
-    return DECODERS[name](Geometry(width_in, grid, target_px, frame_px, classes), **options)
+    return DECODERS[name](geometry, **options)
 
 
 def set_upconv_mode(decoder: nn.Module, mode: UpConvMode) -> None:

@@ -20,15 +20,7 @@ def predict(
     ``weights``: the state of the decoder that ``settings`` names; strict, so those of another decoder are refused by
     torch. One tile at a time, on the device of ``tokens``, in float32.
     """
-    decoder = build_decoder(
-        settings.decoder,
-        width_in=geometry.width_in,
-        grid=geometry.grid,
-        target_px=geometry.target_px,
-        frame_px=geometry.frame_px,
-        classes=geometry.classes,
-        **settings.options,
-    )
+    decoder = build_decoder(settings.decoder, geometry, **settings.options)
     set_upconv_mode(decoder, settings.upconv)
     decoder.load_state_dict(dict(weights))
     decoder.to(device=tokens.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

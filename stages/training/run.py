@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.decoders import build_decoder, set_upconv_mode
+from stages.decoders import Geometry, build_decoder, set_upconv_mode
 from stages.metrics import counts, mean_dice, pooled_dice
 from stages.tiles.dataset import IGNORE
 from stages.training.data import SplitData
@@ -81,25 +81,23 @@ def train_run(
     *,
     encoder: str,
     classes: Sequence[str],
-    grid: tuple[int, int],
-    target_px: int,
-    frame_px: int,
+    geometry: Geometry,
     device: torch.device,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> RunResult:
     """Train a decoder on ``train``, select its epoch on ``val``, and count on ``val`` and ``test``.
 
     NAdam on cross-entropy plus Dice; the learning rate is set for each step. Epoch e shows each tile once, in an
-    order of its own, under the e-th view of the tile's own order; the last, incomplete batch is kept. ``grid``,
-    ``target_px`` and ``frame_px`` as for ``build_decoder``. The result is a function of the arguments alone: no
-    global random state is used or changed. ``encoder`` is named in errors. Raises ``InputErrors`` for unusable masks
-    and for a class that the training split lacks, ``Diverged`` when a loss is no longer finite.
+    order of its own, under the e-th view of the tile's own order; the last, incomplete batch is kept. The
+    result is a function of the arguments alone: no global random state is used or changed. ``encoder`` is named in
+    errors. Raises ``InputErrors`` for unusable masks and for a class that the training split lacks, ``Diverged`` when
+    a loss is no longer finite.
     """
     started = time.perf_counter()
     if seed < 0:
         raise InputError(f"the seed is {seed}", where="seeds", remedy="Seeds are whole numbers from 0.")
-    _check_masks({"train": train, "val": val, "test": test}, classes, target_px)
-    decoder = initial_decoder(settings, seed, train, classes, grid, target_px, frame_px)
+    _check_masks({"train": train, "val": val, "test": test}, classes, geometry.target_px)
+    decoder = initial_decoder(settings, seed, geometry)
     decoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.NAdam(decoder.parameters(), lr=settings.lr)
     views = np.stack([view_order(seed, tile, train.rows.shape[1]) for tile in range(len(train))])
@@ -160,29 +158,12 @@ def train_run(
     )
 
 
-def initial_decoder(
-    settings: TrainSettings,
-    seed: int,
-    train: SplitData,
-    classes: Sequence[str],
-    grid: tuple[int, int],
-    target_px: int,
-    frame_px: int,
-) -> nn.Module:
+def initial_decoder(settings: TrainSettings, seed: int, geometry: Geometry) -> nn.Module:
     """Build the decoder of ``settings`` on the CPU with PyTorch's default initialisation drawn from ``seed``."""
-    width_in = train.features.gather(train.rows[0, :1]).shape[1]
     # Modules draw from the global generator; it is set aside meanwhile, and only one run may do so at a time.
     with _initialising, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(initial_seed(seed))
-        decoder = build_decoder(
-            settings.decoder,
-            width_in=width_in,
-            grid=grid,
-            target_px=target_px,
-            frame_px=frame_px,
-            classes=len(classes),
-            **settings.options,
-        )
+        decoder = build_decoder(settings.decoder, geometry, **settings.options)
     set_upconv_mode(decoder, settings.upconv)
     return decoder
 

@@ -16,7 +16,9 @@ from store.errors import InputError
 
 def build(name: str = "single-scale", **changes: Any) -> nn.Module:
     sizes: dict[str, Any] = {"width_in": 12, "grid": (4, 4), "target_px": 64, "frame_px": 64, "classes": 3}
-    return build_decoder(name, **{**sizes, **changes})
+    options = {option: value for option, value in changes.items() if option not in sizes}
+    geometry = Geometry(**{**sizes, **{size: value for size, value in changes.items() if size in sizes}})
+    return build_decoder(name, geometry, **options)
 
 
 def parameters(decoder: nn.Module) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.decoders import Geometry
 from stages.encoders import TokenGrid
 from stages.encoders.inputs import fitted, run_px
 from stages.extract import extract, write_views
@@ -101,9 +102,7 @@ def test_a_mean_colour_encoder_segments_blocks_that_lie_on_the_grid(patch: int, 
         part["test"],
         encoder=encoder.name,
         classes=dataset.classes,
-        grid=(grid.h, grid.w),
-        target_px=px,
-        frame_px=px,
+        geometry=Geometry(grid.d, (grid.h, grid.w), px, px, 3),
         device=torch.device("cpu"),
     )
     assert mean_dice(result.best_counts("test")) >= 0.99

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_problem import CLASSES, PX, QUICK, equal, run, split
+from training_problem import CLASSES, GEOMETRY, PX, QUICK, equal, run, split
 
 from stages.decoders import build_decoder
 from stages.metrics import counts, mean_dice, pooled_dice
@@ -75,15 +75,9 @@ def test_global_random_states_are_left_as_they_were() -> None:
 
 
 def test_first_weights_are_pytorchs_default() -> None:
-    train = split(2, 1, 1)
-    first = [
-        initial_decoder(TrainSettings(), seed, train, CLASSES, (8, 8), PX, PX).state_dict()
-        for seed in range(2)
-    ]
+    first = [initial_decoder(TrainSettings(), seed, GEOMETRY).state_dict() for seed in range(2)]
     torch.manual_seed(0)
-    default = build_decoder(
-        "single-scale", width_in=3, grid=(8, 8), target_px=PX, frame_px=PX, classes=3
-    ).state_dict()
+    default = build_decoder("single-scale", GEOMETRY).state_dict()
     for name, weight in default.items():
         assert not torch.equal(first[0][name], first[1][name])
         for drawn in (first[0][name], first[1][name]):
@@ -109,9 +103,7 @@ def test_validation_counts_are_of_every_tile_and_select_the_epoch() -> None:
 def test_stored_weights_are_those_of_the_best_epoch() -> None:
     test = split(5, 1, 3)
     result = run(replace(QUICK, epochs=6, lr=3e-2), test=test)
-    decoder = build_decoder(
-        "single-scale", width_in=3, grid=(8, 8), target_px=PX, frame_px=PX, classes=3, width=8
-    )
+    decoder = build_decoder("single-scale", GEOMETRY, width=8)
     decoder.load_state_dict(dict(result.weights))
     with torch.no_grad():
         labels = decoder(test.features.gather(test.rows[:, 0])).argmax(1).numpy()
@@ -153,7 +145,7 @@ def test_every_tile_is_seen_once_an_epoch_in_a_new_view_and_the_last_batch_is_ke
 
 
 def test_a_padded_grid_trains_and_counts_the_tiles_pixels_only() -> None:
-    result = run(frame_px=PX + 8)
+    result = run(geometry=replace(GEOMETRY, frame_px=PX + 8))
     assert (result.val_counts[..., 2].sum(axis=-1) == PX * PX).all()
 
 

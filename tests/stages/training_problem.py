@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages.decoders import Geometry
 from stages.training.data import Features, ResidentFeatures, SplitData
 from stages.training.run import RunResult, train_run
 from stages.training.settings import TrainSettings
@@ -17,6 +18,7 @@ CPU = torch.device("cpu")
 CLASSES = ("tumour", "stroma", "other")
 PATCH, SIDE, BLOCK = 4, 8, 2  # pixels a token, tokens a tile, tokens a side of a block of one class
 PX = PATCH * SIDE
+GEOMETRY = Geometry(width_in=3, grid=(SIDE, SIDE), target_px=PX, frame_px=PX, classes=3)
 QUICK = TrainSettings(options={"width": 8}, epochs=4, validate_every=2, batch=4, lr=1e-2, restart_epochs=2)
 
 
@@ -50,9 +52,7 @@ def run(settings: TrainSettings = QUICK, seed: int = 0, **changes: Any) -> RunRe
         "test": split(5, 1, 3),
         "encoder": "one-hot",
         "classes": CLASSES,
-        "grid": (SIDE, SIDE),
-        "target_px": PX,
-        "frame_px": PX,
+        "geometry": GEOMETRY,
         "device": CPU,
         **changes,
     }
