@@ -20,9 +20,10 @@ def predict(
     ``weights``: the state of the decoder that ``settings`` names; strict, so those of another decoder are refused by
     torch. One tile at a time, on the device of ``tokens``, in float32.
     """
-    decoder = build_decoder(settings.decoder, geometry, **settings.options)
+    with torch.device("meta"):  # no first weights are drawn, so no random state is touched
+        decoder = build_decoder(settings.decoder, geometry, **settings.options)
     set_upconv_mode(decoder, settings.upconv)
-    decoder.load_state_dict(dict(weights))
+    decoder.load_state_dict(dict(weights), assign=True)
     decoder.to(device=tokens.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decoder.eval()
     with torch.inference_mode():
