@@ -26,7 +26,7 @@ from store.errors import InputError
 UpConvMode = Literal["fast", "textbook", "auto"]
 
 _WORKSPACE = 9 << 18  # elements gathered at once for the weight gradient: stays inside the last-level cache
-_TEMPORARY = 1 << 24  # elements of an output map that are worked on at once
+_TEMPORARY = 1 << 23  # elements of an output map that are worked on at once
 
 
 class _Piece(NamedTuple):
@@ -182,9 +182,9 @@ def _tap_products(dz: torch.Tensor, x: torch.Tensor, part: torch.Tensor) -> torc
         return gradient.permute(2, 3, 1, 0)
     batch, _, h, w = x.shape
     pixels, samples = x.permute(0, 2, 3, 1), dz.permute(0, 2, 3, 1)
-    step_b, step_r, step_c, _ = samples.stride()
+    step_b, step_r, step_c, step_d = samples.stride()
     taps_of = samples.as_strided(
-        (batch, h, w, rows, columns, wide_out), (step_b, 2 * step_r, 2 * step_c, step_r, step_c, 1)
+        (batch, h, w, rows, columns, wide_out), (step_b, 2 * step_r, 2 * step_c, step_r, step_c, step_d)
     )
     line = w * rows * columns * wide_out
     at_once = max(1, min(batch, _WORKSPACE // (h * line)))

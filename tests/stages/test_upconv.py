@@ -91,6 +91,15 @@ def test_weight_gradient_is_whole_when_the_work_is_cut_into_many_blocks(
         torch.testing.assert_close(outcome(fast_upconv, tensors, torch.float64)[2], exact[2])
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_batch_worked_on_in_portions_gives_the_same(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    tensors = problem(5, 4, 3, 6, 7)
+    exact = outcome(textbook_upconv, tensors, torch.float64)
+    monkeypatch.setattr("stages.decoders.upconv._TEMPORARY", at_once * 3 * 12 * 14)
+    for one, other in zip(exact, outcome(fast_upconv, tensors, torch.float64), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("batch", "width", "size"), [(2, 64, 16), (1, 256, 12), (3, 16, 33)])
 def test_float32_is_as_close_to_the_truth_as_the_textbook(batch: int, width: int, size: int) -> None:
     tensors = problem(batch, width, width, size, size)
