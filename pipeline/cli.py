@@ -17,6 +17,7 @@ from store.errors import FrostgridError, InputError
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
+    from stages.encoders import AskedDtype
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +33,12 @@ class _Group(click.Group):
             ctx.exit(error.exit_status)
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output left: nothing to report, nobody to report it to
+            ctx.exit(1)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            what = f"{error.strerror} [{error.filename}]"
+            click.echo(f"Error: {what}. Check the path, its rights and the free space.", err=True)
             ctx.exit(1)
 
 
@@ -52,17 +59,31 @@ encoder_option = click.option(
 )
 
 
+cache_option = click.option(
+    "--cache", metavar="DIRECTORY", help="Folder of feature caches. [default: the study's cache.root]"
+)
+
+
 def works_on_study(command: F) -> F:
-    """Give a command the STUDY argument and the options of caches and runs; it is called with workspace and talk."""
+    """Give a command the STUDY argument and the options of caches and runs; it is called with workspace and talk.
+
+    Its --dtype, where it has one, goes to the workspace.
+    """
 
     @functools.wraps(command)
     def with_workspace(
-        study: Study, cache: Path | None, runs: Path, threads: int, quiet: bool, **others: Any
+        study: Study,
+        cache: str | None,
+        runs: Path,
+        threads: int,
+        quiet: bool,
+        dtype: AskedDtype | None = None,
+        **others: Any,
     ) -> Any:
-
         from pipeline import engine  # torch takes seconds to load: not for --help or a misspelt study
 
-        return command(engine.workspace(study, cache, runs, threads), Talk(quiet=quiet), **others)
+        work = engine.workspace(study, cache, runs, threads, dtype or "auto")
+        return command(work, Talk(quiet=quiet), **others)
 
     for decorate in (
         click.option("--quiet", is_flag=True, help="No progress and no remarks on stderr."),
@@ -80,11 +101,7 @@ def works_on_study(command: F) -> F:
             show_default=True,
             help="Folder of results.",
         ),
-        click.option(
-            "--cache",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Folder of feature caches. [default: the study's cache.root]",
-        ),
+        cache_option,
         study_argument,
     ):
         with_workspace = decorate(with_workspace)
@@ -103,13 +120,25 @@ batch_option = click.option(
     "--batch",
     type=click.IntRange(1),
     default=None,
-    help="Views encoded at a time. [default: 32 on a GPU, else 4]",
+    help="Views encoded at a time, to begin with: halved when memory runs out. [default: as many as fit a GPU, else 4]",
 )
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default=None,
     help="Precision of the encoder. [default: float32 on a CPU, the authors' advice on a GPU]",
+)
+cached_dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default=None,
+    help="Precision whose caches are meant, where there are several. [default: whichever there is]",
+)
+compile_option = click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Let torch.compile translate the encoders first: minutes at the start, faster from then on.",
 )
 seeds_option = click.option(
     "--seeds", type=click.IntRange(1), default=None, help="Seeds 0 … N−1. [default: the study's]"
@@ -132,6 +161,7 @@ def main() -> None:
 @device_option
 @dtype_option
 @batch_option
+@compile_option
 @works_on_study
 def extract(
     workspace: Workspace,
@@ -139,13 +169,15 @@ def extract(
     encoders: Sequence[str],
     weights: Path | None,
     device: str | None,
-    dtype: str | None,
     batch: int | None,
+    compiled: bool,
 ) -> None:
     """Stage one: write the token grids of every view to the feature caches. Resumes where it was stopped."""
     from pipeline import engine
 
-    engine.extract_all(workspace, encoders, talk, weights=weights, device=device, dtype=dtype, batch=batch)
+    engine.extract_all(
+        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
+    )
 
 
 @main.command()
@@ -153,6 +185,7 @@ def extract(
 @weights_option
 @seeds_option
 @device_option
+@cached_dtype_option
 @works_on_study
 def train(
     workspace: Workspace,
@@ -170,6 +203,7 @@ def train(
 
 @main.command()
 @seeds_option
+@cached_dtype_option
 @json_option
 @works_on_study
 def report(
@@ -184,25 +218,32 @@ def report(
 
 @main.command()
 @encoder_option
+@weights_option
 @seeds_option
 @device_option
+@dtype_option
 @batch_option
+@compile_option
 @json_option
 @works_on_study
 def run(
     workspace: Workspace,
     talk: Talk,
     encoders: Sequence[str],
+    weights: Path | None,
     seeds: int | None,
     device: str | None,
     batch: int | None,
+    compiled: bool,
     as_json: bool,
 ) -> None:
     """Extract, train and report in one go; what is already there is kept."""
     from pipeline import engine
 
-    engine.extract_all(workspace, encoders, talk, device=device, batch=batch)
-    engine.train_all(workspace, encoders, talk, seeds=seeds, device=device)
+    engine.extract_all(
+        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
+    )
+    engine.train_all(workspace, encoders, talk, weights=weights, seeds=seeds, device=device)
     _report(workspace, seeds, as_json, talk)
 
 
@@ -242,7 +283,7 @@ def plan(
 @click.option("--px", type=click.IntRange(16), default=512, show_default=True, help="Tile side in pixels.")
 @json_option
 def encoders(px: int, as_json: bool) -> None:
-    """List the encoders: parameters, width, patch, token grid, MB a view, licence."""
+    """List the encoders: parameters, width, patch, token grid, MB and GFLOP a view, licence, where weights are."""
     from pipeline.report.tables import encoder_rows, encoder_table
 
     rows = encoder_rows(px)
@@ -250,6 +291,32 @@ def encoders(px: int, as_json: bool) -> None:
         print_json(rows)
     else:
         print_table(encoder_table(rows, px))
+
+
+@main.command()
+@click.argument(
+    "study",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=False,
+    callback=lambda ctx, param, value: None if value is None else _study(ctx, param, value),
+    metavar="[STUDY]",
+)
+@cache_option
+@json_option
+def doctor(study: Study | None, cache: str | None, as_json: bool) -> None:
+    """Say what this machine has and may do, and what STUDY still lacks. Exit status 2 where it cannot run as it is."""
+    from pipeline import engine
+    from pipeline.doctor import doctor_report, examine
+
+    work = None if study is None else engine.workspace(study, cache, Path("runs"), threads=1)
+    found = examine(work.cache if work else Path(cache or "cache"), work)
+    if as_json:
+        print_json(found)
+    else:
+        for part in doctor_report(found):
+            click.echo(part) if isinstance(part, str) else print_table(part)
+    if not found["usable"]:
+        raise SystemExit(2)
 
 
 @main.group()
@@ -344,11 +411,19 @@ def cache_verify(folder: Path, as_json: bool) -> None:
     """Read every grid of one cache: checksums, completeness, finite values. Exit status 4 where one is bad."""
     from store import GridStore, verify
 
-    faults = verify(GridStore.open(folder))
+    store = GridStore.open(folder)
+    status = store.status()
+    faults = [str(fault) for fault in verify(store)]
+    if status.views_done < status.views_planned:
+        lacking = status.views_planned - status.views_done
+        faults.append(
+            f"{lacking} of {status.views_planned} planned views are not written [{folder}]. "
+            "Extract again to complete the cache."
+        )
     if as_json:
         print_json({"cache": str(folder), "faults": faults})
     elif not faults:
-        click.echo(f"{folder}: every grid is whole")
+        click.echo(f"{folder}: all {status.views_done} views are there and whole")
     for fault in faults:
         click.echo(f"Error: {fault}", err=True)
     if faults:

@@ -21,16 +21,26 @@ Label = int | str
 class Section(BaseModel):
     """A table of the study file: unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SplitSection(Section):
-    """How many images go to training, validation and test, and the seed of the choice (paper section 3.1)."""
+    """How many images go to training, validation and test, and the seed of the choice.
 
-    train: PositiveInt = 15
-    val: PositiveInt = 5
-    test: PositiveInt = 10
+    A number left out is all images of that side where the data set's table has a column ``split``, else the paper's
+    15, 5 or 10 (section 3.1).
+    """
+
+    train: PositiveInt | None = None
+    val: PositiveInt | None = None
+    test: PositiveInt | None = None
     seed: int = 0
+
+    def numbers(self, *, sides_known: bool) -> tuple[int | None, int | None, int | None]:
+        """Return the numbers of images to choose; None means all of a side, which ``sides_known`` allows."""
+        if sides_known:
+            return self.train, self.val, self.test
+        return self.train or 15, self.val or 5, self.test or 10
 
 
 class DataSection(Section):
@@ -161,7 +171,7 @@ def read_study(path: Path) -> Study:
     every field that cannot be used, unknown ones with the nearest known name.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
             "There is no such study file",
@@ -191,6 +201,8 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 def _expand(value: Any, path: Path) -> Any:
     if isinstance(value, dict):
         return {key: _expand(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
     if not isinstance(value, str):
         return value
 
@@ -208,7 +220,8 @@ def _expand(value: Any, path: Path) -> Any:
 
 
 def _fault(detail: Any, path: Path) -> InputError:
-    place = [str(part) for part in detail["loc"]]
+    # a union's branches (SplitSection, str) are pydantic's business, not a reader's
+    place = [str(part) for part in detail["loc"] if part not in ("SplitSection", "str")]
     field = ".".join(place)
     if detail["type"] == "extra_forbidden":
         known = _keys_at(place[:-1])

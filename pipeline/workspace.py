@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.study import SplitSection, Study
-from stages.encoders import Description, Encoder, TokenGrid, describe_encoder, file_sha256
+from stages.encoders import (
+    AskedDtype,
+    Description,
+    Encoder,
+    TokenGrid,
+    canonical_name,
+    describe_encoder,
+    file_sha256,
+    weights_at_hand,
+)
 from stages.tiles.check import class_counts
 from stages.tiles.dataset import Dataset, ImageRecord
 from stages.tiles.demo import DemoDataset
@@ -27,9 +36,13 @@ from stages.tiles.tiling import Tile, tiles_of
 from stages.tiles.views import Recipe
 from store import GridSpec, GridStore
 from store.errors import InputError
-from store.identity import differences
+from store.identity import differences, fingerprint
 
 SPLITS = ("train", "val", "test")
+
+
+class UnclearCache(InputError):
+    """Several caches of one encoder fit a study, and nothing says which one is meant."""
 
 
 def dataset_of(study: Study) -> Dataset:
@@ -37,8 +50,9 @@ def dataset_of(study: Study) -> Dataset:
     data = study.data
     if data.kind == "demo":
         wanted = data.split if isinstance(data.split, SplitSection) else SplitSection()
-        return DemoDataset(wanted.train + wanted.val + wanted.test, size_px=data.size_px, seed=data.seed)
-    root = Path(str(data.root))
+        images = sum(number or 0 for number in wanted.numbers(sides_known=False))
+        return DemoDataset(images, size_px=data.size_px, seed=data.seed)
+    root = Path(str(data.root)).absolute()  # so that messages name it whole
     if data.kind == "puma":
         classes = {name: [str(label) for label in labels] for name, labels in data.classes.items()}
         return PumaDataset(
@@ -86,13 +100,15 @@ def source_pixels_per_tile_pixel(study: Study, record: ImageRecord) -> float:
 class Workspace:
     """Everything that follows from a study file, computed on first use and kept.
 
-    ``cache``: folder of the stores (default: the study's ``cache.root``); ``runs``: folder of results.
+    ``cache``: folder of the stores (default: the study's ``cache.root``); ``runs``: folder of results; ``dtype``: the
+    precision in which encoders are run and whose caches are meant, "auto" for whichever there is.
     """
 
     study: Study
     cache: Path
     runs: Path
     threads: int
+    dtype: AskedDtype = "auto"
 
     @property
     def results(self) -> Path:
@@ -111,24 +127,42 @@ class Workspace:
 
     @cached_property
     def split(self) -> Split:
-        """Which images are for training, validation and test."""
+        """Which images are for training, validation and test.
+
+        A split that was drawn for this study is kept in ``split.json`` with its results and used again, so that images
+        which join the data set later move none of those there are.
+        """
         wanted = self.study.data.split
         records = list(self.records.values())
         if isinstance(wanted, str):
-            split = Split.read(Path(wanted), records)
-            used = [self.records[name] for _, part in split.parts() for name in part]
-            split.check_classes(class_counts(self.dataset, used, threads=self.threads), self.dataset.classes)
-            return split
+            return self._checked(Split.read(Path(wanted), records))
+        numbers = wanted.numbers(sides_known=all(record.split for record in records))
+        if self.kept_split.is_file():
+            kept = Split.read(self.kept_split, records)
+            sizes = (len(kept.train), len(kept.val), len(kept.test))
+            if kept.seed == wanted.seed and all(
+                n in (None, size) for n, size in zip(numbers, sizes, strict=True)
+            ):
+                return self._checked(kept)
         counts = class_counts(self.dataset, records, threads=self.threads)
-        return make_split(
-            records,
-            counts,
-            train=wanted.train,
-            val=wanted.val,
-            test=wanted.test,
-            seed=wanted.seed,
-            classes=self.dataset.classes,
-        )
+        return make_split(records, counts, *numbers, seed=wanted.seed, classes=self.dataset.classes)
+
+    @property
+    def kept_split(self) -> Path:
+        """Where the split that was drawn for this study is kept."""
+        return self.results / "split.json"
+
+    def keep_split(self) -> None:
+        """Keep the split with the study's results, where it was drawn and is not there yet."""
+        if not isinstance(self.study.data.split, str):
+            text = self.split.to_json()
+            if not self.kept_split.is_file() or self.kept_split.read_text(encoding="utf-8") != text:
+                self.split.write(self.kept_split)
+
+    def _checked(self, split: Split) -> Split:
+        used = [self.records[name] for _, part in split.parts() for name in part]
+        split.check_classes(class_counts(self.dataset, used, threads=self.threads), self.dataset.classes)
+        return split
 
     @cached_property
     def tiles(self) -> dict[str, list[Tile]]:
@@ -165,16 +199,21 @@ class Workspace:
         """Renders the study's views."""
         return ViewSource(self.dataset, self.recipe)
 
+    @property
+    def _masks_identity(self) -> dict[str, Any]:
+        return masks_identity(self.recipe, self.dataset.classes, self.study.data.tile_px)
+
+    @property
+    def masks_key(self) -> str:
+        """The key of the views store, whether it is at hand or not."""
+        return fingerprint(self._masks_identity)
+
     def masks_store(self, *, create: bool) -> GridStore:
         """The views store: masks and pixel hashes of every view."""
-        labels = self.study.data.model_dump(
-            mode="json", include={"kind", "classes", "ignore", "unlabelled", "draw_order"}
-        )
-        identity = masks_identity(self.recipe, self.dataset.classes, labels)
         return GridStore.at(
             self.cache,
             "views",
-            identity,
+            self._masks_identity,
             mask_spec(self.study.data.tile_px),
             {"study": self.study.name},
             create=create,
@@ -184,18 +223,20 @@ class Workspace:
         """Return what is known of an encoder, at the study's tile size, without its weights."""
         return describe_encoder(encoder, tile_px=self.study.data.tile_px, fit=self.study.encoders.fit)
 
+    @cached_property
+    def _weights(self) -> dict[str, Path]:
+        """The weights that the study names, by canonical name. Raises :class:`InputError` for an unknown encoder."""
+        return {canonical_name(name): Path(path) for name, path in self.study.encoders.weights.items()}
+
     def weights_of(self, encoder: str) -> Path | None:
-        """Return the weights that the study names for an encoder, whichever block is used."""
-        found = self.study.encoders.weights.get(
-            encoder, self.study.encoders.weights.get(encoder.partition("@")[0])
-        )
-        return None if found is None else Path(found)
+        """Return the weights that the study names for a canonical name, or for the encoder whichever block is used."""
+        return self._weights.get(encoder, self._weights.get(encoder.partition("@")[0]))
 
     def tokens_store(self, encoder: Encoder, *, create: bool) -> GridStore:
         """The feature cache of a loaded encoder over the study's views."""
         return GridStore.at(
             self.cache,
-            _slug(encoder.name),
+            slug_of(encoder.name),
             self._tokens_identity(encoder.identity),
             self._tokens_spec(encoder.grid),
             encoder.provenance,
@@ -205,25 +246,36 @@ class Workspace:
     def find_tokens(self, encoder: str, weights: Path | None) -> GridStore:
         """Find an encoder's cache without loading it, as someone without the weights has to.
 
-        All that is known without weights must match. Where several caches do (made from other weight files or in
-        another precision), ``weights`` decides by its sha256. Raises :class:`InputError` when there is none, naming
-        what differs in the nearest one, and when the choice is not clear.
+        All that is known without weights must match, and the precision where ``dtype`` says one. Where several caches
+        do (made from other weight files or in another precision), ``weights`` decides by its sha256. Raises
+        :class:`InputError` when there is none, naming what differs in the nearest one, and :class:`UnclearCache` when
+        the choice is not clear.
         """
         about = self.describe(encoder)
-        wanted = self._tokens_identity(about.identity)
-        slug = _slug(about.name)
+        known = {} if self.dtype == "auto" else {"compute_dtype": self.dtype}
+        wanted = self._tokens_identity({**about.identity, **known})
+        slug = slug_of(about.name)
         stores = GridStore.beside(self.cache, slug)
         fits = [store for store in stores if not _known_differences(store, wanted)]
-        if len(fits) > 1 and weights is not None and weights.is_file():
-            digest = file_sha256(weights)
-            fits = [store for store in fits if store.identity["encoder"]["weights"] == digest]
+        file = None if weights is None else weights_at_hand(encoder, weights)
+        if fits and file is not None:
+            digest = file_sha256(file)
+            if not any(_made_from(store, digest) for store in fits):
+                raise InputError(
+                    f"The cache of {encoder} was made from other weights than {file} (sha256 {digest[:12]})",
+                    where=fits[0].path,
+                    remedy="Extract with these weights, or leave them out to use what is cached.",
+                )
+            fits = [store for store in fits if _made_from(store, digest)]
         if len(fits) == 1:
             return fits[0]
         if fits:
-            raise InputError(
-                f"{len(fits)} caches of {encoder} fit this study, made from other weights or in another precision",
+            made = (store.identity["encoder"] for store in fits)
+            how = (f"{one.get('compute_dtype')} from weights {str(one.get('weights'))[:12]}" for one in made)
+            raise UnclearCache(
+                f"{len(fits)} caches of {encoder} fit this study, made in {' and in '.join(how)}",
                 where=", ".join(store.path.name for store in fits),
-                remedy="Give --weights FILE, or move the ones not wanted to another cache folder.",
+                remedy="Give --dtype or --weights FILE, or move the ones not wanted to another cache folder.",
             )
         nearest = min((_known_differences(store, wanted) for store in stores), key=len, default=[])
         differs = f"; the nearest one differs in {'; '.join(nearest)}" if nearest else ""
@@ -244,8 +296,13 @@ class Workspace:
         return GridSpec("tokens", (grid.d, grid.h, grid.w), "float16", ("d", "h", "w"))
 
 
-def _slug(encoder: str) -> str:
+def slug_of(encoder: str) -> str:
+    """Return an encoder's canonical name as files have it."""
     return encoder.replace("@", "-block")
+
+
+def _made_from(store: GridStore, digest: str) -> bool:
+    return bool(store.identity["encoder"].get("weights", digest) == digest)
 
 
 def _known_differences(store: GridStore, wanted: Mapping[str, Any]) -> list[str]:

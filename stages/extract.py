@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.encoders import Encoder
+from stages.batching import Batches
 from stages.tiles.plan import PlannedView, ViewSource, mask_rows, rendered_masks, token_rows
 from stages.tiles.tiling import Tile
 from stages.tiles.views import view_sha256
@@ -44,10 +44,12 @@ def write_views(
     *,
     threads: int,
     on_progress: Progress | None = None,
+    on_wait: Callable[[int], None] | None = None,
 ) -> Done:
     """Render every view that the views store lacks; keep its mask, its draw and the hash of its pixels.
 
-    ``threads`` shards are rendered at a time. Raises what reading the images raises; everything committed stays.
+    ``threads`` shards are rendered at a time; ``on_wait`` hears of the number of shards that only another process is
+    writing, while they are waited for. Raises what reading the images raises; everything committed stays.
     """
     tiles = {view.tile.mask_key: view.tile for view in views}
     counter = _Counter(len(views), on_progress)
@@ -64,35 +66,35 @@ def write_views(
         with ThreadPoolExecutor(threads) as pool:
             return any(list(pool.map(one, tasks)))
 
-    return _until_done(store, mask_rows(views), run, counter)
+    return _until_done(store, mask_rows(views), run, counter, on_wait)
 
 
 def extract(
     views: Sequence[PlannedView],
     source: ViewSource,
     masks: GridReader,
-    encoder: Encoder,
+    batches: Batches,
     store: GridStore,
     *,
-    batch: int,
     threads: int,
     on_progress: Progress | None = None,
+    on_wait: Callable[[int], None] | None = None,
 ) -> Done:
     """Encode every view that the feature cache lacks.
 
     ``masks`` is the reader of the views store, whose pixel hashes every view is checked against before it is
-    encoded; ``batch`` the views encoded at a time; ``threads`` those that read and render. Rendering, encoding and
-    writing run at the same time over bounded queues: memory does not grow with the data set. Raises
-    :class:`IdentityMismatch` naming tile and view when a view's pixels are not those of the views store; every
-    committed shard stays.
+    encoded; ``batches`` encode them, in smaller batches from the moment on where the device has no memory for larger
+    ones; ``threads`` read and render; ``on_wait`` as for :func:`write_views`. Rendering, encoding and writing run at
+    the same time over bounded queues: memory does not grow with the data set. Raises :class:`IdentityMismatch` naming
+    tile and view when a view's pixels are not those of the views store; every committed shard stays.
     """
     tiles = {view.tile.key: view.tile for view in views}
     counter = _Counter(len(views), on_progress)
 
     def run(tasks: Sequence[ShardTask]) -> bool:
-        return _Pipeline(source, encoder, store, tiles, batch).run(tasks, threads, counter)
+        return _Pipeline(source, batches, store, tiles).run(tasks, threads, counter)
 
-    return _until_done(store, token_rows(views, masks), run, counter)
+    return _until_done(store, token_rows(views, masks), run, counter, on_wait)
 
 
 class _Counter:
@@ -128,6 +130,7 @@ def _until_done(
     rows: Sequence[ViewRow],
     run: Callable[[Sequence[ShardTask]], bool],
     counter: _Counter,
+    on_wait: Callable[[int], None] | None,
 ) -> Done:
     """Run the missing shards; what another process holds is waited for, and taken over if that process dies."""
     wanted = {(row.tile, row.view) for row in rows}
@@ -138,6 +141,8 @@ def _until_done(
         kept = present if kept is None else kept
         counter.start(present)
         if not run(tasks):
+            if on_wait is not None:
+                on_wait(len(tasks))
             time.sleep(WAIT_SECONDS)
     return Done(counter.computed, len(rows) if kept is None else kept)
 
@@ -196,20 +201,19 @@ class _Pipeline:
     """Render → encode → write, each in threads of its own, across the boundaries of shards."""
 
     def __init__(
-        self, source: ViewSource, encoder: Encoder, store: GridStore, tiles: dict[str, Tile], batch: int
+        self, source: ViewSource, batches: Batches, store: GridStore, tiles: dict[str, Tile]
     ) -> None:
-        self._source, self._encoder, self._store, self._tiles = source, encoder, store, tiles
-        self._batch = batch
+        self._source, self._batches, self._store, self._tiles = source, batches, store, tiles
         self._shards: deque[_Shard] = deque()
 
     def run(self, tasks: Sequence[ShardTask], threads: int, counter: _Counter) -> bool:
         """Encode and write the shards that nobody else holds; return whether there was one."""
         wrote = False
         with ThreadPoolExecutor(threads, "render") as renderers, ThreadPoolExecutor(1, "write") as writer:
-            rendered = self._rendered(tasks, renderers, writer, ahead=2 * self._batch + threads)
+            rendered = self._rendered(tasks, renderers, writer, ahead=2 * self._batches.size + threads)
             try:
                 for shard, views in groupby(rendered, key=itemgetter(0)):
-                    while batch := [view.result() for _, view in islice(views, self._batch)]:
+                    while batch := [view.result() for _, view in islice(views, self._batches.size)]:
                         shard.put(self._encode(batch))
                         counter.add(len(batch))
                         while self._shards[0].failed():
@@ -249,10 +253,7 @@ class _Pipeline:
         yield from waiting
 
     def _encode(self, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
-        views = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        tokens = self._encoder.encode(views)
-        # beyond float16's range: infinite, which the store refuses, naming tile and view; never saturated
-        return np.asarray(tokens.to(torch.float16).cpu().numpy())
+        return self._batches.encode(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
 
     def _checked_pixels(self, row: ViewRow) -> NDArray[np.uint8]:
         planned = PlannedView(self._tiles[row.tile], row.view)

@@ -35,8 +35,9 @@ class InputErrors(InputError):
 
     def __init__(self, faults: Sequence[InputError], *, remedy: str) -> None:
         self.faults = tuple(faults)
-        lines = "\n".join(f"  - {fault}" for fault in self.faults)
-        super().__init__(f"{len(self.faults)} faults in the input:\n{lines}\n", remedy=remedy)
+        count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''} in the input"
+        super().__init__(count, remedy=remedy)
+        self.args = ("\n".join([f"{count}:", *(f"  - {fault}" for fault in self.faults), remedy]),)
 
 
 class IdentityMismatch(InputError):

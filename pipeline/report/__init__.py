@@ -8,6 +8,7 @@ from pipeline.console import Talk
 from pipeline.report.pictures import predictions_picture
 from pipeline.report.results import collect, summarise, write_results
 from pipeline.workspace import Workspace
+from store.errors import FrostgridError
 
 
 def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str, Any]:
@@ -22,12 +23,17 @@ def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str
     for result in found:
         if result.runs:
             path = workspace.results / f"{result.slug}.png"
-            predictions_picture(workspace, result, path)
-            talk.say(f"wrote {path}")
+            try:
+                predictions_picture(workspace, result, path)
+                talk.say(f"wrote {path}")
+            except (
+                FrostgridError
+            ) as error:  # every figure is at hand without the cache, only the picture is not
+                talk.say(f"no picture of {result.encoder}: {error}")
         if result.missing:
             talk.say(
                 f"{result.encoder}: no finished run for seed(s) {', '.join(map(str, result.missing))}; "
-                f"train them with: frostgrid train {workspace.study.name}.toml --encoder {result.encoder}"
+                f"train them with: frostgrid train STUDY --encoder {result.encoder}"
             )
     talk.say(f"wrote {workspace.results / 'results.csv'}, tiles.csv and summary.json")
     return summary

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -63,18 +65,24 @@ def predictions_picture(workspace: Workspace, result: Result, path: Path) -> Non
             workspace.dataset.classes, pooled_dice(run.result.best_counts("test")), strict=True
         )
     )
-    figure.suptitle(
-        f"{result.encoder}, {result.decoder}, seed {seed}: test Dice {overall:.1f} % ({per_class})", size=9
-    )
+    title = f"{result.encoder}, {result.decoder}, seed {seed}: test Dice {overall:.1f} % ({per_class})"
+    figure.suptitle(title, size=9, parse_math=False)
     _legend(figure, workspace.dataset.classes)
     _save(figure, path)
 
 
 def colours(mask: NDArray[Any]) -> NDArray[np.uint8]:
     """Paint a (H, W) class mask as (H, W, 3) uint8 RGB; ignored pixels are white."""
-    table = np.array([_rgb(_PALETTE[index % len(_PALETTE)]) for index in range(256)], np.uint8)
+    table = np.array([_rgb(_colour(index)) for index in range(256)], np.uint8)
     table[IGNORE] = _rgb(_IGNORED)
     return np.asarray(table[mask])
+
+
+def _colour(index: int) -> str:
+    """The palette first, then hues a golden angle apart, so that no two of many classes look alike."""
+    if index < len(_PALETTE):
+        return _PALETTE[index]
+    return to_hex(colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.55, 0.75))
 
 
 def _rgb(colour: str) -> tuple[int, ...]:
@@ -89,14 +97,18 @@ def _grid(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
 
 def _show(axes: Any, pixels: NDArray[np.uint8], title: str) -> None:
     axes.imshow(pixels, interpolation="nearest")
-    axes.set_title(title, size=7)
+    axes.set_title(title, size=7, parse_math=False)
     axes.set_axis_off()
 
 
 def _legend(figure: Figure, classes: Sequence[str]) -> None:
-    handles = [Patch(color=_PALETTE[i % len(_PALETTE)], label=name) for i, name in enumerate(classes)]
+    handles = [Patch(color=_colour(index), label=name) for index, name in enumerate(classes)]
     handles.append(Patch(facecolor=_IGNORED, edgecolor="grey", label="ignored"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _save(figure: Figure, path: Path) -> None:

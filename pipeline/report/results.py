@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import engine
+from pipeline.job import Job
 from pipeline.workspace import Workspace
 from stages.metrics import mean_dice, pooled_dice
 from stages.training.record import StoredRun
@@ -26,7 +27,7 @@ SPLITS: tuple[Literal["val", "test"], ...] = ("val", "test")
 class Result:
     """The finished runs of one encoder under one decoder, by seed, and the seeds that have none."""
 
-    job: engine.Job
+    job: Job
     runs: dict[int, StoredRun]
     missing: tuple[int, ...]
 
@@ -47,10 +48,15 @@ class Result:
 
 
 def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
-    """Find the finished runs of every encoder of the study, as the study is now."""
+    """Find the finished runs of every encoder of the study, and of any other trained on it, as the study is now."""
+    names = [*workspace.study.encoders.names, *engine.trained_encoders(workspace)]
     results = []
-    for job in engine.jobs(workspace, (), seeds):
-        done = {seed: run for seed in job.seeds if job.cached and (run := job.finished(seed)) is not None}
+    for job in engine.jobs(workspace, names, seeds):
+        done: dict[int, StoredRun] = {}
+        for seed in job.seeds:
+            if (run := job.finished(seed)) is not None:
+                # one decoder is enough for the picture: weights of many runs would fill the memory
+                done[seed] = run if not done else replace(run, result=replace(run.result, weights={}))
         results.append(Result(job, done, tuple(seed for seed in job.seeds if seed not in done)))
     if not any(result.runs for result in results):
         raise InputError(

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.console import bytes_text, duration_text
-from stages.encoders import describe_encoder, known_encoders
+from stages.encoders import (
+    describe_encoder,
+    encoder_card,
+    encoder_flop,
+    known_encoders,
+    weights_at_hand,
+)
 from stages.tiles.check import CheckReport
 
 
@@ -16,19 +23,19 @@ def dice_table(summary: dict[str, Any]) -> Table:
     """Encoder × class, Dice (%) mean ± std over seeds, with parameters and token grid beside it (Tables 1 and 2)."""
     images = summary["images"]
     table = Table(
-        title=f"{summary['study']['name']}: test Dice (%), mean ± std over seeds",
+        title=f"{escape(summary['study']['name'])}: test Dice (%), mean ± std over seeds",
         caption=f"images: {images['train']} training, {images['val']} validation, {images['test']} test; "
         "Dice pooled over all test pixels of a class",
     )
-    table.add_column("encoder")
+    table.add_column("encoder", no_wrap=True, overflow="fold")
     table.add_column("decoder")
     for name in (*summary["classes"], "mean"):
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right", no_wrap=name == "mean")
     for name in ("seeds", "encoder par.", "decoder par.", "grid"):
         table.add_column(name, justify="right")
     for row in summary["results"]:
         table.add_row(
-            row["encoder"],
+            escape(row["encoder"]),
             row["decoder"],
             *(_percent(row["dice"][name]) for name in summary["classes"]),
             _percent(row["mean_dice"]),
@@ -65,13 +72,19 @@ def plan_table(needs: dict[str, Any]) -> Table:
 
 
 def encoder_rows(px: int) -> list[dict[str, Any]]:
-    """Every known encoder at a tile side of ``px`` pixels, as JSON-able rows."""
+    """Every known encoder at a tile side of ``px`` pixels, as JSON-able rows; no network is asked.
+
+    ``gflop`` is 10⁹ FLOP of one view, a multiply-add being two. ``weights`` is the file on this machine: under
+    FROSTGRID_WEIGHTS or in the Hub's cache; None where there is none, or where ``parameters`` says that none is needed.
+    """
     rows = []
     for name in known_encoders():
         about = describe_encoder(name, tile_px=px)
+        weights = weights_at_hand(name)
         rows.append(
             {
                 "name": about.name,
+                "aliases": list(encoder_card(name).aliases),
                 "title": about.title,
                 "parameters": about.parameters,
                 "d": about.grid.d,
@@ -79,9 +92,11 @@ def encoder_rows(px: int) -> list[dict[str, Any]]:
                 "input_px": about.run_px,
                 "grid": [about.grid.h, about.grid.w],
                 "bytes_a_view": about.bytes_a_view,
+                "gflop": encoder_flop(name, tile_px=px) / 1e9,
                 "licence": about.licence,
                 "gated": about.gated,
                 "repo": about.repo,
+                "weights": None if weights is None else str(weights),
             }
         )
     return rows
@@ -89,21 +104,41 @@ def encoder_rows(px: int) -> list[dict[str, Any]]:
 
 def encoder_table(rows: Sequence[dict[str, Any]], px: int) -> Table:
     """The encoder list as a table."""
-    table = Table(title=f"Encoders at {px} px", caption="MB a view: float16 before compression")
-    for name in ("encoder", "parameters", "d", "P", "input", "grid", "MB a view", "licence", "weights"):
-        table.add_column(name, justify="left" if name in ("encoder", "licence", "weights") else "right")
+    table = Table(
+        title=f"Encoders at {px} px",
+        caption="MB a view: float16 before compression. GFLOP: of one view, a multiply-add is two. Weights: here, on "
+        "the Hugging Face Hub (where “gated”, after asking: frostgrid doctor), or a file that only you can bring. "
+        "Repositories and paths: --json",
+    )
+    left = ("encoder", "also called", "licence", "gate", "weights")
+    for name in (
+        "encoder",
+        "also called",
+        "parameters",
+        "d",
+        "P",
+        "input",
+        "grid",
+        "MB a view",
+        "GFLOP",
+        *left[2:],
+    ):
+        table.add_column(name, justify="left" if name in left else "right")
     for row in rows:
-        source = row["repo"] or ("none needed" if row["parameters"] == 0 else "local file")
+        source = "Hub" if row["repo"] else "file"
         table.add_row(
             row["name"],
+            ", ".join(row["aliases"]),
             _count(row["parameters"]),
             str(row["d"]),
             str(row["patch"]),
             str(row["input_px"]),
             "×".join(map(str, row["grid"])),
             f"{row['bytes_a_view'] / 1e6:.2f}",
+            f"{row['gflop']:.0f}" if row["gflop"] else "–",
             row["licence"],
-            f"{source} (gated)" if row["gated"] else source,
+            "gated" if row["gated"] else "open",
+            "none needed" if row["parameters"] == 0 else "here" if row["weights"] else source,
         )
     return table
 
@@ -121,7 +156,9 @@ def check_table(found: CheckReport) -> Table:
         table.add_column(name, justify="left" if name == "class" else "right")
     for index, name in enumerate(found.classes):
         holding = sum(image.pixels[index] > 0 for image in found.images)
-        table.add_row(name, f"{found.pixels[index]:,}", f"{100 * found.shares[index]:.1f} %", str(holding))
+        table.add_row(
+            escape(name), f"{found.pixels[index]:,}", f"{100 * found.shares[index]:.1f} %", str(holding)
+        )
     return table
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from stages.encoders import fixed, vit
+from stages.encoders import fixed, hub, vit
 from stages.encoders.base import (
     AskedDtype,
     ComputeDtype,
@@ -17,25 +18,43 @@ from stages.encoders.base import (
     usable_device,
 )
 from stages.encoders.checkpoint import file_sha256
+from stages.encoders.hub import download_progress
 from stages.encoders.inputs import run_px
 from stages.encoders.plugins import Plugin
 from stages.encoders.reference import known_encoders, parse_reference
+from stages.encoders.refusals import RefusedByHub
 from stages.encoders.table import TimmRow
+from store.errors import FrostgridError
 
 __all__ = [
     "AskedDtype",
+    "Card",
     "ComputeDtype",
     "Description",
     "Encoder",
     "Fit",
+    "RefusedByHub",
     "TokenGrid",
     "canonical_name",
     "describe_encoder",
+    "download_progress",
+    "encoder_card",
     "encoder_flop",
     "file_sha256",
+    "hub_refusal",
     "known_encoders",
     "load_encoder",
+    "usable_device",
+    "weights_at_hand",
 ]
+
+
+class Card(NamedTuple):
+    """Other names of an encoder, whether its repository on the Hub wants a request first, and that repository."""
+
+    aliases: tuple[str, ...]
+    gated: bool
+    repo: str | None
 
 
 def canonical_name(reference: str) -> str:
@@ -68,8 +87,43 @@ def encoder_flop(reference: str, *, tile_px: int) -> int:
     found = parse_reference(reference)
     if not isinstance(found.encoder, TimmRow):
         return 0
-    layer = found.layer or found.encoder.default_layer
-    return vit.flop(found.encoder, layer, run_px(tile_px, found.encoder.patch))
+    row, px = found.encoder, run_px(tile_px, found.encoder.patch)
+    layer = found.layer or row.default_layer
+    # every block costs the same: two are counted instead of up to forty
+    shallow = row.model_copy(update={"kwargs": row.kwargs.model_copy(update={"depth": 2})})
+    one, two = (vit.flop(shallow, blocks, px) for blocks in (1, 2))
+    return one + (layer - 1) * (two - one)
+
+
+def encoder_card(reference: str) -> Card:
+    """Return what the table says of an encoder beside its arithmetic; an empty card for a plug-in."""
+    found = parse_reference(reference).encoder
+    if isinstance(found, Plugin):
+        return Card((), False, None)
+    if isinstance(found, TimmRow):
+        return Card(found.aliases, found.gated, found.hub_repo)
+    return Card(found.aliases, False, None)
+
+
+def weights_at_hand(reference: str, weights: Path | None = None) -> Path | None:
+    """Return the weights file that :func:`load_encoder` would take if it is on this machine; no network is asked.
+
+    None where only the Hub could have it, and for encoders without weights or with their own way to them (plug-ins).
+    Raises ``InputError`` for a path that is given and does not hold the weights.
+    """
+    found = parse_reference(reference).encoder
+    file = hub.at_hand(found, weights) if isinstance(found, TimmRow) else None
+    return None if file is None else file.path
+
+
+def hub_refusal(reference: str, *, timeout: float = 10.0) -> FrostgridError | None:
+    """Ask the Hub whether it would give the weights; return the error that loading would end with, None for a yes.
+
+    ``timeout`` in seconds. A :class:`RefusedByHub` has the reason in a word. None, too, for encoders without weights
+    or with their own way to them (plug-ins).
+    """
+    found = parse_reference(reference).encoder
+    return hub.refusal(found, timeout=timeout) if isinstance(found, TimmRow) else None
 
 
 def load_encoder(
@@ -80,18 +134,21 @@ def load_encoder(
     fit: Fit = "resize",
     device: str | torch.device = "cpu",
     dtype: AskedDtype = "auto",
+    compile: bool = False,
 ) -> Encoder:
     """Load the encoder that ``reference`` names, for views of ``tile_px``.
 
     ``weights`` is a file or folder; without it the weights come from FROSTGRID_WEIGHTS or the Hugging Face Hub.
     ``fit`` says how a view is brought to a multiple of the patch. ``dtype`` "auto" is float32 on the CPU and the
-    row's advice on a GPU; the choice is part of the identity. Raises ``InputError`` or ``AccessError``.
+    row's advice on a GPU; the choice is part of the identity. ``compile`` has torch.compile translate a vision
+    transformer; other encoders, which have no network or one of their own, are left as they are. Raises ``InputError``,
+    ``AccessError``, ``StorageError`` or ``VerificationError``.
     """
     found = parse_reference(reference)
     target = usable_device(device)
     if isinstance(found.encoder, TimmRow):
         layer = found.layer or found.encoder.default_layer
-        return vit.load(
+        encoder = vit.load(
             found.encoder,
             layer,
             found.canonical,
@@ -101,6 +158,9 @@ def load_encoder(
             device=target,
             dtype=dtype,
         )
+        if compile:
+            encoder.compile()
+        return encoder
     if isinstance(found.encoder, Plugin):
         factory = found.encoder.factory()
         return factory.load(tile_px=tile_px, weights=weights, fit=fit, device=target, dtype=dtype)

@@ -65,17 +65,20 @@ def covered(
     state: Mapping[str, torch.Tensor],
     wanted: Mapping[str, Shape],
     *,
+    unused: Iterable[str] = (),
     allowed_leftover: Sequence[str],
     name: str,
     where: Path,
 ) -> StateDict:
     """Return the tensors of ``state`` that ``wanted`` (name → shape, None for any length) asks for.
 
-    Raises ``InputError`` that lists what is missing, what is left over beyond the patterns ``allowed_leftover``, and
-    what has another shape.
+    ``unused`` are names of the file that lead to no tensor of ``state``; they are left over like those of ``state``
+    that are not wanted. Raises ``InputError`` that lists what is missing, what is left over beyond the patterns
+    ``allowed_leftover``, and what has another shape.
     """
     missing = [key for key in wanted if key not in state]
-    extra = [key for key in state if key not in wanted and not _matches(key, allowed_leftover)]
+    left_over = [*(key for key in state if key not in wanted), *unused]
+    extra = [key for key in left_over if not _matches(key, allowed_leftover)]
     reshaped = [
         f"{key} {tuple(state[key].shape)} instead of {tuple('any' if n is None else n for n in shape)}"
         for key, shape in wanted.items()

@@ -117,6 +117,7 @@ class FixedEncoder:
         self.provenance: Mapping[str, Any] = {
             "title": row.title,
             "licence": row.licence,
+            "share": row.share,
             "source": row.source,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "torch": torch.__version__,

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import torch
 
 from stages.encoders.base import AskedDtype, Description, Encoder, Fit
-from stages.encoders.table import table
+from stages.encoders.table import spelling, spellings
 from store.errors import InputError
 
 GROUP: Final = "frostgrid.encoders"
@@ -55,7 +55,7 @@ class Plugin:
 def plugins() -> dict[str, Plugin]:
     """Return the installed encoders by name. Raises ``InputError`` for one that takes a name of the table."""
     found = {entry.name: Plugin(entry.name, entry) for entry in entry_points(group=GROUP)}
-    for name in found.keys() & table().keys():
+    for name in (name for name in found if spelling(name) in spellings()):
         raise InputError(
             f"an installed package calls its encoder {name!r}, which is an encoder of the table",
             where=found[name].entry.value,

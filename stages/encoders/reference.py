@@ -1,4 +1,4 @@
-"""How people name an encoder: ``name``, ``name@LAYER``, or a TOML file of their own."""
+"""How people name an encoder: ``name``, an alias of it, ``name@LAYER``, or a TOML file of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.encoders.plugins import Plugin, plugins
-from stages.encoders.table import EncoderRow, FixedRow, TimmRow, read_row, table
+from stages.encoders.table import EncoderRow, FixedRow, TimmRow, read_row, spelling, spellings, table
 from store.errors import InputError
 
 
@@ -35,7 +35,8 @@ def known_encoders() -> tuple[str, ...]:
 def parse_reference(text: str) -> Reference:
     """Return the encoder that ``text`` names.
 
-    ``name`` is a row of the table, an installed plug-in, or a path that ends in ``.toml``; ``@LAYER`` may follow.
+    ``name`` is a row of the table or an alias of one (case, and ``_`` for ``-``, do not matter), an installed plug-in,
+    or a path that ends in ``.toml``; ``@LAYER`` may follow.
     Raises ``InputError`` for an unknown name (naming the nearest known), a layer that is not a whole number or that
     the encoder does not have, and whatever is wrong with the TOML file.
     """
@@ -63,11 +64,13 @@ def parse_reference(text: str) -> Reference:
 def _find(name: str) -> EncoderRow | Plugin:
     if name.endswith(".toml"):
         return read_row(Path(name))
-    found: TimmRow | FixedRow | Plugin | None = table().get(name) or plugins().get(name)
+    listed = spellings().get(spelling(name))
+    found: TimmRow | FixedRow | Plugin | None = table()[listed] if listed else plugins().get(name)
     if found is not None:
         return found
-    near = difflib.get_close_matches(name.lower(), known_encoders(), n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    near = difflib.get_close_matches(spelling(name), [*spellings(), *plugins()], n=3, cutoff=0.5)
+    meant = dict.fromkeys(spellings().get(guess, guess) for guess in near)
+    hint = f"Did you mean {' or '.join(meant)}? " if meant else ""
     raise InputError(
         f"no encoder is called {name!r}",
         where="encoder",

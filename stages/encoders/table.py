@@ -15,7 +15,21 @@ from pydantic_core import ErrorDetails
 from stages.encoders.base import ComputeDtype
 from store.errors import InputError, InputErrors
 
-PosPolicy = Literal["timm", "hf", "offset0.1", "bilinear", "none"]
+PosPolicy = Literal["timm", "hf", "offset0.1", "bilinear", "rope", "none"]
+KeyMap = Literal[
+    "identity",
+    "strip:visual.trunk.",
+    "strip:trunk.",
+    "strip:visual.",
+    "hf_vit",
+    "hf_dinov2",
+    "hf_dinov2_reg",
+    "hf_clip_vision",
+    "dinov2_native",
+    "dinov3_native",
+]
+Sharing = Literal["allowed", "forbidden", "unclear"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
 Spread = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -38,14 +52,17 @@ class TimmArgs(_Strict):
     no_embed_class: bool | None = None
     mlp_layer: Literal["SwiGLUPacked"] | None = None
     act_layer: Literal["SiLU", "GELU"] | None = None
+    norm_layer: Literal["LayerNorm1e-6"] | None = None
 
 
 class _Row(_Strict):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=64)]
+    name: Name
     title: Annotated[str, Field(min_length=1)]
+    aliases: tuple[Name, ...] = ()
     patch: Positive
     d: Positive
     licence: str
+    share: Sharing = "unclear"
     source: str
 
 
@@ -63,12 +80,13 @@ class TimmRow(_Row):
     family: Literal["timm"]
     arch: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
     kwargs: TimmArgs = TimmArgs()
-    key_map: Literal["identity"]
+    key_map: KeyMap
     allowed_leftover: tuple[str, ...] = ()
     prefix_tokens: Annotated[int, Field(ge=0)]
     depth: Positive
-    checkpoint_grid: Positive
-    no_embed_class: bool
+    checkpoint_grid: Positive | None = None
+    no_embed_class: bool | None = None
+    channels_apart: bool = False
     mean: Triple
     std: Spread
     pos_policy: PosPolicy
@@ -78,11 +96,20 @@ class TimmRow(_Row):
     revision: str | None = None
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     layer: Positive | None = None
+    paper: Annotated[str, Field(pattern=r"^\d+(\.\d)?[MB] / (\d+|–)$")] | None = None
+    paper_note: str = ""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> TimmRow:
         if self.layer is not None and self.layer > self.depth:
             raise ValueError(f"layer {self.layer} of an encoder of {self.depth} blocks")
+        has_table = self.pos_policy != "rope"
+        if (self.checkpoint_grid is None) == has_table or (self.no_embed_class is None) == has_table:
+            raise ValueError(
+                "checkpoint_grid and no_embed_class: give both, or neither where pos_policy is rope"
+            )
+        if self.channels_apart and self.d % 3:
+            raise ValueError(f"d {self.d} of an encoder that joins the tokens of three channels")
         if (self.hub_repo is None) != (self.revision is None):
             raise ValueError("hub_repo and revision go together: give both or neither")
         if any(Path(file).is_absolute() or ".." in Path(file).parts for file in self.files):
@@ -93,6 +120,11 @@ class TimmRow(_Row):
     def default_layer(self) -> int:
         """The block (1-based) whose output is used when none is asked for."""
         return self.depth if self.layer is None else self.layer
+
+    @property
+    def width(self) -> int:
+        """Width of the transformer's own tokens: ``d``, or a third of it where each channel is encoded alone."""
+        return self.d // 3 if self.channels_apart else self.d
 
     @property
     def position_prefix(self) -> int:
@@ -114,6 +146,17 @@ def table() -> dict[str, EncoderRow]:
     return {row.name: row for row in rows}
 
 
+def spelling(name: str) -> str:
+    """Return how a name is compared with others: in lower case, ``-`` for ``_``."""
+    return name.lower().replace("_", "-")
+
+
+@cache
+def spellings() -> dict[str, str]:
+    """Return the name of the table's row for every name and alias, by :func:`spelling`."""
+    return {spelling(known): row.name for row in table().values() for known in (row.name, *row.aliases)}
+
+
 def read_row(path: Path) -> EncoderRow:
     """Return the row that a user's TOML file holds.
 
@@ -131,11 +174,17 @@ def read_row(path: Path) -> EncoderRow:
             f"the encoder's file is not TOML: {error}", where=path, remedy="Correct the line that is named."
         ) from None
     row = _validated(fields, str(path))
-    if row.name in table():
+    if spelling(row.name) in spellings():
         raise InputError(
             f"the name {row.name!r} belongs to an encoder of the table",
             where=path,
             remedy="Give your encoder another name, so that results cannot be confused.",
+        )
+    if row.aliases:
+        raise InputError(
+            "only encoders of the table have aliases; this one is called by its file",
+            where=path,
+            remedy="Leave aliases out.",
         )
     return row
 

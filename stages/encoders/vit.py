@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.encoders.architecture import build, parameters, stored_shapes
+from stages.encoders.architecture import build, fill_computed_buffers, parameters, stored_shapes
 from stages.encoders.base import (
     EXTRACTOR_REVISION,
     AskedDtype,
@@ -23,6 +23,7 @@ from stages.encoders.base import (
     checked_views,
 )
 from stages.encoders.checkpoint import Shape, StateDict, covered, file_sha256, read_checkpoint
+from stages.encoders.compiling import compiled
 from stages.encoders.hub import WeightsFile, locate
 from stages.encoders.inputs import fitted, normalised, run_px
 from stages.encoders.keymaps import KEY_MAPS
@@ -35,7 +36,8 @@ def describe(row: TimmRow, layer: int, name: str, *, tile_px: int, fit: Fit) -> 
     """Return what is known without weights. Raises ``InputError`` where the row or the tile size is impossible."""
     px = run_px(tile_px, row.patch)
     side = px // row.patch
-    needs_resizing(row.pos_policy, row.checkpoint_grid, side, patch=row.patch, name=row.name)
+    if row.checkpoint_grid is not None:
+        needs_resizing(row.pos_policy, row.checkpoint_grid, side, patch=row.patch, name=row.name)
     return Description(
         name=name,
         title=row.title,
@@ -66,6 +68,7 @@ def describe(row: TimmRow, layer: int, name: str, *, tile_px: int, fit: Fit) -> 
             "fit": "none" if tile_px == px else fit,
             "mean": list(row.mean),
             "std": list(row.std),
+            **({"channels": "apart"} if row.channels_apart else {}),
         },
     )
 
@@ -78,7 +81,7 @@ def flop(row: TimmRow, layer: int, px: int) -> int:
     model = build(row, px)
     model.blocks = model.blocks[:layer]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.forward_features(torch.empty(1, 3, px, px, device="meta"))
+        _tokens(model, torch.empty(1, 3, px, px, device="meta"), row)
     return int(counter.get_total_flops())
 
 
@@ -103,32 +106,52 @@ def load(
     sha256 = file_sha256(file.path)
     state = _state_for_run(row, read_checkpoint(file.path), description.grid.h, file.path)
     model = build(row, description.run_px)
+    fill_computed_buffers(model)
     model.load_state_dict(state, strict=True, assign=True)
     model.blocks = model.blocks[:layer]  # what lies above is never computed, nor kept in memory
     compute = _compute_dtype(dtype, device, row.compute_dtype)
     return TimmEncoder(row, description, model.to(device), device, compute, file, sha256)
 
 
+def _tokens(model: Any, images: torch.Tensor, row: TimmRow) -> torch.Tensor:
+    """Return the (B, prefix + h·w, d) final-normed tokens of (B, 3, px, px) normalised images."""
+    if not row.channels_apart:
+        tokens: torch.Tensor = model.forward_features(images)
+        return tokens
+    return torch.cat([model.forward_features(channel) for channel in torch.split(images, 1, dim=1)], dim=-1)
+
+
 def _state_for_run(row: TimmRow, read: StateDict, run: int, path: Path) -> StateDict:
     """Return the float32 tensors for a model at side ``run``: named by the key map, complete, positions baked."""
-    wanted: dict[str, Shape] = {**stored_shapes(row), "pos_embed": (1, None, row.d)}
+    wanted: dict[str, Shape] = dict(stored_shapes(row))
+    if row.checkpoint_grid is not None:
+        wanted["pos_embed"] = (1, None, row.width)
     mapped = KEY_MAPS[row.key_map](read)
-    state = covered(mapped, wanted, allowed_leftover=row.allowed_leftover, name=row.name, where=path)
-    rows, prefix = state["pos_embed"].shape[1], row.position_prefix
-    stored = stored_grid(rows, prefix)
-    if stored != row.checkpoint_grid:
-        side = row.checkpoint_grid
+    state = covered(
+        mapped.tensors,
+        wanted,
+        unused=mapped.unused,
+        allowed_leftover=row.allowed_leftover,
+        name=row.name,
+        where=path,
+    )
+    state = {key: tensor.float() for key, tensor in state.items()}
+    if row.checkpoint_grid is not None:
+        state["pos_embed"] = _baked_positions(row, state["pos_embed"], row.checkpoint_grid, run, path)
+    return state
+
+
+def _baked_positions(row: TimmRow, table: torch.Tensor, side: int, run: int, path: Path) -> torch.Tensor:
+    """Return the position table for a run at side ``run``, of a file that must hold one of side ``side``."""
+    rows, prefix = table.shape[1], row.position_prefix
+    if stored_grid(rows, prefix) != side:
         raise InputError(
             f"the position table holds {rows} rows, {row.name} stores {side * side + prefix} ({prefix} for prefix "
             f"tokens and {side}×{side} patches)",
             where=path,
             remedy="This file was made for another input size; give the file that belongs to this encoder.",
         )
-    state = {key: tensor.float() for key, tensor in state.items()}
-    state["pos_embed"] = baked(
-        state["pos_embed"], prefix_rows=prefix, stored=stored, run=run, policy=row.pos_policy
-    )
-    return state
+    return baked(table, prefix_rows=prefix, stored=side, run=run, policy=row.pos_policy)
 
 
 def _compute_dtype(asked: AskedDtype, device: torch.device, advice: ComputeDtype) -> ComputeDtype:
@@ -163,6 +186,7 @@ class TimmEncoder:
         self.provenance: Mapping[str, Any] = {
             "title": row.title,
             "licence": row.licence,
+            "share": row.share,
             "source": row.source,
             "weights_file": file.path.name,
             "hub_repo": file.repo,
@@ -172,6 +196,11 @@ class TimmEncoder:
             "torch": torch.__version__,
             "timm": timm.__version__,
         }
+
+    def compile(self) -> None:
+        """Translate the forward pass by torch.compile, when it first runs; recorded in ``provenance``."""
+        self._model.forward_features = compiled(self._model.forward_features, self.name)
+        self.provenance = {**self.provenance, "compiled": True}
 
     @torch.inference_mode()
     def encode(self, views: torch.Tensor) -> torch.Tensor:
@@ -184,7 +213,7 @@ class TimmEncoder:
         images = normalised(fitted(views, self._description.run_px, self._description.fit), row.mean, row.std)
         lower = self._compute != "float32"
         with torch.autocast(self._device.type, dtype=getattr(torch, self._compute), enabled=lower):
-            tokens: torch.Tensor = self._model.forward_features(images)
+            tokens = _tokens(self._model, images, row)
         if tokens.shape[1:] != (row.prefix_tokens + grid.h * grid.w, grid.d):
             raise RuntimeError(f"{self.name} gave {tuple(tokens.shape)} for a grid of {grid}")
         raster = tokens[:, row.prefix_tokens :].transpose(1, 2).reshape(-1, grid.d, grid.h, grid.w)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
@@ -48,13 +47,16 @@ def planned_views(train: Sequence[Tile], held_out: Sequence[Tile], per_tile: int
 
 
 class ViewSource:
-    """Renders views; keeps the last decoded source images within ``memory`` bytes. Safe to call from many threads."""
+    """Renders views; keeps the first decoded sources that fit ``memory`` bytes. Safe to call from many threads.
+
+    Views come augmentation-major, so sources are asked for in rounds: keeping the last ones would never meet one again.
+    """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, memory: int = 1 << 30) -> None:
         self._dataset = dataset
         self._recipe = recipe
         self._memory = memory
-        self._kept: OrderedDict[tuple[str, str], NDArray[np.uint8]] = OrderedDict()
+        self._kept: dict[tuple[str, str], NDArray[np.uint8]] = {}
         self._lock = Lock()
 
     def pixels(self, planned: PlannedView) -> NDArray[np.uint8]:
@@ -78,14 +80,12 @@ class ViewSource:
         key = (what, tile.record.id)
         with self._lock:
             if key in self._kept:
-                self._kept.move_to_end(key)
                 return self._kept[key]
         read = self._dataset.read_image if what == "image" else self._dataset.read_mask
         array = read(tile.record)
         with self._lock:
-            self._kept[key] = array
-            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._memory:
-                self._kept.popitem(last=False)
+            if sum(kept.nbytes for kept in self._kept.values()) + array.nbytes <= self._memory:
+                self._kept[key] = array
         return array
 
 
@@ -94,9 +94,12 @@ def mask_spec(tile_px: int) -> GridSpec:
     return GridSpec("masks", (tile_px, tile_px), "uint8", ("y", "x"))
 
 
-def masks_identity(recipe: Recipe, classes: Sequence[str], labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides a mask beside its tile: the recipe, the classes in order and how labels map to them."""
-    return {"recipe": recipe.identity(), "classes": list(classes), "labels": dict(labels)}
+def masks_identity(recipe: Recipe, classes: Sequence[str], tile_px: int) -> dict[str, Any]:
+    """Return what decides a mask beside its tile: the recipe, the names of the classes in order, the tile's size.
+
+    How labels map to classes is in the tile's own key, which is made from the decoded mask.
+    """
+    return {"recipe": recipe.identity(), "classes": list(classes), "tile_px": tile_px}
 
 
 def mask_rows(views: Sequence[PlannedView]) -> list[ViewRow]:

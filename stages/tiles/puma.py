@@ -22,7 +22,7 @@ TISSUE_FILE = re.compile(r"(training_set_(?:primary|metastatic)_roi_\d{3})_tissu
 RECORD = "14869398"
 DOI = "10.5281/zenodo.14869398"
 
-_GET = "Run `frostgrid data get puma`, or point data.root at the folder that holds both."
+_GET = "Run `frostgrid data get puma FOLDER`, or point data.root at the folder that holds both."
 
 
 class PumaDataset:

@@ -45,7 +45,7 @@ class Split:
         """Read the text of a split file and hold it against the images there are.
 
         Raises ``InputErrors`` (naming ``where``) for another format, ids that no record has, an image or a patient on
-        two sides, and an empty training part. A patient is the record's, or the file's where the record has none.
+        two sides, and an empty part. A patient is the record's, or the file's where the record has none.
         """
         content = _parsed(text, where)
         train, val, test = (tuple(content[name]) for name in SPLITS)
@@ -58,8 +58,7 @@ class Split:
             if id not in known
         ]
         faults += _on_two_sides(split, known)
-        if not split.train:
-            faults.append("train is empty")
+        faults += [f"{name} is empty" for name, ids in split.parts() if not ids]
         remedy = "Correct the split file, or let `frostgrid data split` write a new one."
         raise_all([InputError(fault, where=where, remedy=remedy) for fault in faults], remedy)
         return split
@@ -200,7 +199,9 @@ def _not_apart(pool: Sequence[Candidate], needs: tuple[int, int, int], seed: int
         f"{'/'.join(map(str, needs))} images cannot be met with patients apart: there are {len(pool)} images of "
         f"{len(patients)} patients; {reach}",
         where="data.split",
-        remedy="Ask for fewer images.",
+        remedy="Ask for fewer images."
+        if most
+        else "Images of at least three patients are needed: correct the patients, or leave them out.",
     )
 
 

@@ -8,6 +8,7 @@ import io
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Return what a result may depend on beside its inputs: versions, device and number of threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
+        "frostgrid": metadata.version("frostgrid"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"{device.type} {name}".strip(),
         "threads": torch.get_num_threads(),
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "matmul_precision": torch.get_float32_matmul_precision(),
     }
 
 

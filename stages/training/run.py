@@ -121,7 +121,7 @@ def train_run(
             raise Diverged(
                 f"the loss of {settings.decoder} on {encoder} is {loss} in epoch {epoch + 1} of seed {seed}",
                 where="train",
-                remedy=f"Lower lr (it is {settings.lr}), or train with precision float32.",
+                remedy=f"Lower lr (it is {settings.lr}).",
             )
         losses.append(loss)
         lrs.append(rates[0])
@@ -256,6 +256,14 @@ def _check_masks(splits: Mapping[str, SplitData], classes: Sequence[str], target
                     f"the masks of the {split} split hold {unknown}, but there are {len(classes)} classes",
                     where=split,
                     remedy="Map every label to a class or to 255.",
+                )
+            )
+        if split != "train" and not share[: len(classes)].sum():
+            faults.append(
+                InputError(
+                    f"no tile of the {split} split has a labelled pixel",
+                    where=split,
+                    remedy="Choose images with annotations for it.",
                 )
             )
         if split == "train":

@@ -132,7 +132,7 @@ def test_a_changed_pixel_is_a_miss_that_names_the_tile(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(root / f"images/{victim}.png")
     missed = frostgrid("train", study, *at)
     assert missed.exit_code == 4
-    assert f"these tiles changed since they were cached: {victim} " in missed.stderr
+    assert f"cached with other pixels or another mask: {victim} [" in missed.stderr
     assert "frostgrid extract" in missed.stderr
 
 

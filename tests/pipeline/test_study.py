@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.study import read_study
+from pipeline.study import SplitSection, read_study
 from store.errors import InputError, InputErrors
 
 MINIMAL = """
@@ -26,12 +26,9 @@ def study_file(folder: Path, text: str) -> Path:
 def test_the_defaults_are_the_papers_protocol(tmp_path: Path) -> None:
     study = read_study(study_file(tmp_path, MINIMAL))
     assert study.name == "mine"
-    assert (study.data.tile_px, study.data.split.train, study.data.split.val, study.data.split.test) == (
-        512,
-        15,
-        5,
-        10,
-    )  # type: ignore[union-attr]
+    assert study.data.tile_px == 512
+    assert isinstance(study.data.split, SplitSection)
+    assert study.data.split.numbers(sides_known=False) == (15, 5, 10)
     train = study.train
     assert (train.decoder, train.width, train.epochs, train.validate_every) == ("single-scale", 256, 50, 10)
     assert (train.restart_epochs, train.batch, train.lr, train.seeds) == (10, 8, 1e-4, 10)

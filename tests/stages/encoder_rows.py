@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import LayerNorm, SwiGLUPacked
+
+from stages.encoders.table import TimmRow, table
+
+LAYERS: dict[Any, Any] = {
+    "SwiGLUPacked": SwiGLUPacked,
+    "SiLU": torch.nn.SiLU,
+    "LayerNorm1e-6": partial(LayerNorm, eps=1e-6),
+}
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -52,6 +62,24 @@ def write_row(folder: Path, fields: dict[str, Any]) -> str:
     return str(path)
 
 
+def row_fields(name: str, depth: int, **changes: Any) -> dict[str, Any]:
+    """The fields of a row of the table, as a user's own row ``<name>-cut`` of ``depth`` blocks with ``changes``.
+
+    A change of ``embed_dim`` narrows the transformer: to that width, in heads of 32.
+    """
+    row = table()[name]
+    assert isinstance(row, TimmRow)
+    fields = row.model_dump(mode="json", exclude_none=True)
+    for own in ("aliases", "paper", "paper_note", "hub_repo", "revision", "layer"):
+        fields.pop(own, None)
+    kwargs = {**fields["kwargs"], "depth": depth}
+    width = changes.pop("embed_dim", None)
+    if width:
+        kwargs.update(embed_dim=width, num_heads=width // 32)
+        fields["d"] = 3 * width if row.channels_apart else width
+    return {**fields, "name": f"{name}-cut", "depth": depth, "kwargs": kwargs, **changes}
+
+
 def randomised(model: Any, seed: int = 0) -> Any:
     """Give every parameter a random value of a size that matters to the output."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,19 +89,43 @@ def randomised(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def timm_model(fields: dict[str, Any], px: int | None = None, **extra: Any) -> Any:
+def lively(model: Any, seed: int = 0) -> Any:
+    """Give every parameter a random value by which a deep model stays as sensitive to its input as a trained one.
+
+    Matrices keep the size of what passes them; tokens and position tables are white noise of unit size; biases, norms
+    and LayerScales scatter around one half.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "token" in name or "pos" in name.split(".")[-1] or "position" in name:
+                parameter.copy_(noise)
+            elif parameter.ndim > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.5 + 0.5 * noise)
+    return model.eval()
+
+
+def timm_model(fields: dict[str, Any], px: int | None = None, fill: Any = randomised, **extra: Any) -> Any:
     """The row's architecture as timm alone builds it, at the checkpoint's grid unless ``px`` is given."""
     px = px or fields["patch"] * fields["checkpoint_grid"]
+    kwargs = {key: LAYERS.get(value, value) for key, value in fields["kwargs"].items()}
+    if fields.get("channels_apart"):
+        kwargs["in_chans"] = 1
     model = timm.create_model(
-        fields["arch"], num_classes=0, img_size=px, patch_size=fields["patch"], **fields["kwargs"], **extra
+        fields["arch"], num_classes=0, img_size=px, patch_size=fields["patch"], **kwargs, **extra
     )
-    return randomised(model)
+    return fill(model)
 
 
 def views(count: int, px: int, seed: int = 0) -> torch.Tensor:
     """Random smooth uint8 RGB views (count, 3, px, px)."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand((count, 3, 5, 5), generator=generator)
+    coarse = torch.rand(
+        (count, 3, 5, 5), generator=generator
+    ).double()  # or a few would round by number of threads
     picture = torch.nn.functional.interpolate(coarse, size=(px, px), mode="bilinear", align_corners=True)
     noise = torch.rand((count, 3, px, px), generator=generator) * 0.2
     return ((picture * 0.8 + noise) * 255).round().to(torch.uint8)

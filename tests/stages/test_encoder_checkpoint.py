@@ -19,6 +19,8 @@ from stages.encoders import load_encoder
 from stages.encoders.checkpoint import file_sha256, read_checkpoint
 from store.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STATE = timm_model(tiny()).state_dict()
 
 

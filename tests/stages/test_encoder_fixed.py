@@ -15,6 +15,8 @@ from stages.encoders.stain import FEATURES, optical_density, separated, statisti
 from store.errors import InputError
 from store.identity import canonical_json, fingerprint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEAN, STD = (np.array(values) for values in ([0.70, 0.55, 0.70], [0.20, 0.25, 0.20]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -21,66 +20,7 @@ from stages.encoders import (
     load_encoder,
     plugins,
 )
-from stages.encoders.architecture import parameters, stored_shapes
-from stages.encoders.keymaps import KEY_MAPS
-from stages.encoders.table import TimmRow, table
 from store.errors import InputError, InputErrors
-
-TIMM_ROWS = [row for row in table().values() if isinstance(row, TimmRow)]
-
-
-@pytest.fixture(scope="session")
-def facts(shared: Path) -> dict[str, dict[str, Any]]:
-    file = shared / "encoders.json"
-    if not file.is_file():
-        pytest.skip(f"no checked facts at {file}")
-    return {row["name"]: row for row in json.loads(file.read_text("utf-8"))}
-
-
-@pytest.mark.parametrize("row", TIMM_ROWS, ids=lambda row: row.name)
-def test_every_row_says_what_timm_builds_on_the_meta_device(row: TimmRow) -> None:
-    shapes = stored_shapes(row)
-    assert shapes["pos_embed"] == (1, row.checkpoint_grid**2 + row.position_prefix, row.d)
-    assert shapes["patch_embed.proj.weight"] == (row.d, 3, row.patch, row.patch)
-    assert shapes["norm.weight"] == (row.d,)
-    assert f"blocks.{row.depth - 1}.norm1.weight" in shapes
-    assert f"blocks.{row.depth}.norm1.weight" not in shapes
-    assert not any(name.startswith(("head", "fc_norm")) for name in shapes)
-    assert row.key_map in KEY_MAPS
-    described = describe_encoder(row.name, tile_px=512)
-    side = -(-512 // row.patch)
-    assert described.grid == TokenGrid(row.d, side, side)
-    assert described.run_px == side * row.patch
-    assert described.bytes_a_view == 2 * row.d * side * side
-
-
-@pytest.mark.parametrize("row", [row for row in TIMM_ROWS if row.hub_repo], ids=lambda row: row.name)
-def test_every_published_row_equals_the_checked_facts(row: TimmRow, facts: dict[str, dict[str, Any]]) -> None:
-    fact = facts[row.name]
-    described = describe_encoder(row.name, tile_px=512)
-    assert parameters(row) == described.parameters == fact["params_timm"]
-    assert (described.grid.h * described.grid.w, described.run_px) == (
-        fact["tokens_512"],
-        fact["input_for_512"],
-    )
-    for ours, theirs in {
-        "arch": "timm_arch", "patch": "patch", "prefix_tokens": "tokens_prefix", "d": "dim", "depth": "depth",
-        "no_embed_class": "no_embed_class", "hub_repo": "hf_repo", "licence": "licence", "key_map": "key_map",
-    }.items():  # fmt: skip
-        assert getattr(row, ours) == fact[theirs], ours
-    assert [row.checkpoint_grid] * 2 == fact["checkpoint_grid"]
-    assert list(stored_shapes(row)["pos_embed"]) == fact["pos_embed_shape"]
-    assert (list(row.mean), list(row.std)) == (fact["mean"], fact["std"])
-    assert row.gated == bool(fact["gated"])
-    assert set(row.files) == set(fact["files"])
-    assert {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[row.compute_dtype] == fact["amp_dtype"]
-    given = set(fact["timm_kwargs"].items()) - {("num_classes", 0), ("dynamic_img_size", True)}
-    given -= {("img_size", row.patch * row.checkpoint_grid), ("patch_size", row.patch)}
-    assert given == set(row.kwargs.model_dump(exclude_none=True).items())
-    if fact["pos_policy_512"].startswith("none"):
-        assert described.grid.h == row.checkpoint_grid
-    else:
-        assert row.pos_policy == fact["pos_policy_512"]
 
 
 def test_the_weightless_encoders_describe_themselves_without_parameters() -> None:
@@ -103,6 +43,8 @@ def test_an_unknown_encoder_is_refused_with_the_nearest_known() -> None:
     with pytest.raises(InputError, match="no encoder is called 'virchov2'") as caught:
         canonical_name("virchov2")
     assert "Did you mean virchow2" in str(caught.value)
+    with pytest.raises(InputError, match=r"Did you mean conch-v1\.5"):
+        canonical_name("conchv15x")
 
 
 @pytest.mark.parametrize("layer", ["0", "25", "-1", "", "six", "1.0", "²"])
@@ -161,6 +103,26 @@ def test_every_fault_of_a_users_row_is_named_at_once(tmp_path: Path) -> None:
         ({"files": ["../../etc/passwd"]}, "without '..'"),
         ({"arch": "hf-hub:someone/model"}, "arch: string should match pattern"),
         ({"name": "uni"}, "belongs to an encoder of the table"),
+        ({"name": "uni_v1"}, "belongs to an encoder of the table"),
+        ({"aliases": ["teeny"]}, "only encoders of the table have aliases"),
+        ({"pos_policy": "rope"}, "neither where pos_policy is rope"),
+        ({"checkpoint_grid": None}, "checkpoint_grid and no_embed_class: give both"),
+        (
+            {"pos_policy": "rope", "checkpoint_grid": None, "no_embed_class": None},
+            "vit_tiny_patch16_224 has not rotary positions alone",
+        ),
+        (
+            {"arch": "vit_small_patch16_dinov3", "prefix_tokens": 5},
+            "vit_small_patch16_dinov3 has not a learned position table alone",
+        ),
+        (
+            {"arch": "eva02_tiny_patch14_224", "patch": 14, "kwargs": {"depth": 3}, "d": 192},
+            "eva02_tiny_patch14_224 has not a learned position table alone",
+        ),
+        ({"channels_apart": True}, "d 32 of an encoder that joins the tokens of three channels"),
+        ({"channels_apart": True, "d": 33}, "d is 33 in the row, 96 in vit_tiny_patch16_224"),
+        ({"key_map": "magic"}, "key_map"),
+        ({"paper": "303 M"}, "paper"),
         ({"family": "magic"}, "magic"),
     ],
 )
@@ -200,6 +162,7 @@ class _MeanColour:
             licence="none",
             gated=False,
             repo=None,
+            identity={"encoder": "mean-colour"},
         )
 
     @staticmethod

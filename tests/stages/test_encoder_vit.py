@@ -17,6 +17,8 @@ from stages.encoders import Encoder, TokenGrid, load_encoder
 from store.errors import InputError
 from store.identity import canonical_json, fingerprint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REGISTERS = tiny(
     kwargs={
         "depth": 3,
@@ -197,11 +199,12 @@ def test_the_identity_holds_what_changes_tokens_and_nothing_else(tmp_path: Path)
     for same in (
         _load(tmp_path, tiny(), fit="pad"),  # 32 px needs no fitting
         _load(tmp_path, tiny(pos_policy="hf")),  # nor a resized table
-        _load(tmp_path, tiny(licence="other", title="Other", source="elsewhere")),
+        _load(tmp_path, tiny(licence="other", title="Other", source="elsewhere", share="allowed")),
         _load(tmp_path, tiny(), at="@3"),
     ):
         assert fingerprint(same.identity) == keys["plain"]
     canonical_json(reference.provenance)
+    assert (reference.provenance["licence"], reference.provenance["share"]) == ("none", "unclear")
     assert str(tmp_path) not in json.dumps([dict(reference.identity), dict(reference.provenance)])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.batching import Batches
 from stages.encoders import TokenGrid
 from stages.extract import Done, extract, write_views
 from stages.tiles.demo import DemoDataset
@@ -61,7 +62,7 @@ def tiles() -> list[Tile]:
 
 def stores(folder: Path, views: Sequence[PlannedView]) -> tuple[GridStore, GridStore]:
     masks = GridStore.at(
-        folder, "views", masks_identity(RECIPE, DATASET.classes, {}), mask_spec(PX), {}, create=True
+        folder, "views", masks_identity(RECIPE, DATASET.classes, PX), mask_spec(PX), {}, create=True
     )
     write_views(views, ViewSource(DATASET, RECIPE), masks, threads=2)
     spec = GridSpec("tokens", (3, 1, 1), "float16", ("d", "h", "w"))
@@ -72,7 +73,7 @@ def run(
     views: Sequence[PlannedView], masks: GridStore, tokens: GridStore, encoder: Corner, **more: Any
 ) -> Done:
     source = more.pop("source", None) or ViewSource(DATASET, RECIPE)
-    return extract(views, source, masks.reader(), encoder, tokens, batch=3, threads=2, **more)
+    return extract(views, source, masks.reader(), Batches(encoder, 3), tokens, threads=2, **more)
 
 
 def test_every_grid_is_of_its_own_view_whatever_the_batches(tiles: list[Tile], tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_another_recipe_is_another_store(tiles: list[Tile], tmp_path: Path) -> N
         GridStore.at(
             tmp_path,
             "views",
-            masks_identity(replace(RECIPE, hue=0.1), DATASET.classes, {}),
+            masks_identity(replace(RECIPE, hue=0.1), DATASET.classes, PX),
             mask_spec(PX),
             {},
             create=False,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.batching import Batches
 from stages.decoders import Geometry
 from stages.encoders import TokenGrid
 from stages.encoders.inputs import fitted, run_px
@@ -70,13 +71,13 @@ def test_a_mean_colour_encoder_segments_blocks_that_lie_on_the_grid(patch: int, 
     views = planned_views(tiles, [], 1)
     source = ViewSource(dataset, recipe)
     masks = GridStore.at(
-        tmp_path, "views", masks_identity(recipe, dataset.classes, {}), mask_spec(px), {}, create=True
+        tmp_path, "views", masks_identity(recipe, dataset.classes, px), mask_spec(px), {}, create=True
     )
     write_views(views, source, masks, threads=2)
     grid = encoder.grid
     spec = GridSpec("tokens", (grid.d, grid.h, grid.w), "float16", ("d", "h", "w"))
     tokens = GridStore.at(tmp_path, "mean-colour", dict(encoder.identity), spec, {}, create=True)
-    done = extract(views, source, masks.reader(), encoder, tokens, batch=4, threads=2)
+    done = extract(views, source, masks.reader(), Batches(encoder, 4), tokens, threads=2)
     assert (done.computed, done.kept) == (12, 0)
 
     features = ResidentFeatures.read(
