@@ -201,6 +201,7 @@ def test_the_lease_of_a_dead_or_silent_process_is_taken_by_exactly_one(tmp_path:
     child = os.fork()
     if child == 0:
         os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # dead by now, and not yet reaped
     here = Process.current()
     zombie = Process(here.host, here.boot, here.space, child, "")
     reused = Process(here.host, here.boot, here.space, here.pid, "1")
