@@ -266,17 +266,13 @@ class Job:
             on_epoch=on_epoch,
         )
         folder = self.run_folder(seed)
-        if (
-            folder.is_dir()
-        ):  # another process has trained the same run meanwhile: the same inputs, the same result
-            load_run(folder)
-            return
-        write_run(
-            folder,
-            result,
-            identity={**self.identity(seed), "study": self.work.study.resolved(), "encoder": self.reference},
-            environment=environment(device),
-        )
+        identity = {**self.identity(seed), "study": self.work.study.resolved(), "encoder": self.reference}
+        try:
+            write_run(folder, result, identity=identity, environment=environment(device))
+        except InputError:
+            if not folder.is_dir():
+                raise
+            load_run(folder)  # another process trained the same run meanwhile: same inputs, same result
 
     def predict(self, run: StoredRun, views: Sequence[PlannedView]) -> NDArray[np.uint8]:
         """Return the predicted classes (N, px, px) uint8 of cached views."""
