@@ -15,7 +15,7 @@ import torch
 from pipeline.console import Talk, Update, bytes_text
 from pipeline.job import Job, settings_of
 from pipeline.study import Study
-from pipeline.workspace import SPLITS, Workspace
+from pipeline.workspace import Workspace
 from stages.batching import Batches, batches_for
 from stages.cost import decoder_step_flop, gemm_rate
 from stages.encoders import (
@@ -29,6 +29,7 @@ from stages.encoders import (
     weights_at_hand,
 )
 from stages.extract import extract, write_views
+from stages.tiles.dataset import SPLITS
 from stages.training.memory import keep_large_blocks
 from stages.training.run import EpochReport
 from store import ViewKey

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.study import Study
-from pipeline.workspace import SPLITS, UnclearCache, Workspace, slug_of
+from pipeline.workspace import UnclearCache, Workspace, slug_of
 from stages.decoders import Geometry, build_decoder
 from stages.encoders import Description
+from stages.tiles.dataset import SPLITS
 from stages.tiles.plan import PlannedView
 from stages.training.data import Features, ResidentFeatures, SplitData, StreamedFeatures
 from stages.training.memory import available_memory, choose_residency

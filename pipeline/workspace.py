@@ -20,7 +20,7 @@ from stages.encoders import (
     weights_at_hand,
 )
 from stages.tiles.check import class_counts
-from stages.tiles.dataset import Dataset, ImageRecord
+from stages.tiles.dataset import SPLITS, Dataset, ImageRecord
 from stages.tiles.demo import DemoDataset
 from stages.tiles.folder import FolderDataset
 from stages.tiles.plan import (
@@ -37,8 +37,6 @@ from stages.tiles.views import Recipe
 from store import GridSpec, GridStore
 from store.errors import InputError
 from store.identity import differences, fingerprint
-
-SPLITS = ("train", "val", "test")
 
 
 class UnclearCache(InputError):

@@ -20,7 +20,7 @@ from stages.metrics import mean_dice, pooled_dice
 from stages.training.record import StoredRun
 from store.errors import InputError
 
-SPLITS: tuple[Literal["val", "test"], ...] = ("val", "test")
+HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _runs(results: Sequence[Result]) -> Iterator[tuple[dict[str, Any], StoredRun
 
 def _pooled_rows(workspace: Workspace, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     for head, run in _runs(results):
-        for split in SPLITS:
+        for split in HELD_OUT:
             counts = run.result.best_counts(split)
             dice = pooled_dice(counts)
             for index, name in enumerate(workspace.dataset.classes):
@@ -159,7 +159,7 @@ def _pooled_rows(workspace: Workspace, results: Sequence[Result]) -> Iterator[di
 
 def _tile_rows(workspace: Workspace, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     for head, run in _runs(results):
-        for split in SPLITS:
+        for split in HELD_OUT:
             for tile, counts in zip(workspace.tiles[split], run.result.best_counts(split), strict=True):
                 for index, name in enumerate(workspace.dataset.classes):
                     yield {**head, "split": split, "class": name, "tile": tile.name, **_counts(counts[index])}
