@@ -24,6 +24,7 @@ from stages.tiles.tiling import Tile
 from stages.tiles.views import view_sha256
 from store import GridReader, GridStore, ShardTask, ViewRow
 from store.errors import IdentityMismatch
+from store.int8 import MAX_ERROR
 
 Progress = Callable[[int, int], None]  # views done, views to do
 WAIT_SECONDS = 2.0  # between looks at shards that another process is writing
@@ -77,6 +78,7 @@ def extract(
     store: GridStore,
     *,
     threads: int,
+    max_int8_error: float = MAX_ERROR,
     on_progress: Progress | None = None,
     on_wait: Callable[[int], None] | None = None,
 ) -> Done:
@@ -84,15 +86,16 @@ def extract(
 
     ``masks`` is the reader of the views store, whose pixel hashes every view is checked against before it is
     encoded; ``batches`` encode them, in smaller batches from the moment on where the device has no memory for larger
-    ones; ``threads`` read and render; ``on_wait`` as for :func:`write_views`. Rendering, encoding and writing run at
-    the same time over bounded queues: memory does not grow with the data set. Raises :class:`IdentityMismatch` naming
-    tile and view when a view's pixels are not those of the views store; every committed shard stays.
+    ones; ``threads`` read and render; ``max_int8_error`` is what an int8 cache may lose of a view (``store.int8``);
+    ``on_wait`` as for :func:`write_views`. Rendering, encoding and writing run at the same time over bounded queues:
+    memory does not grow with the data set. Raises :class:`IdentityMismatch` naming tile and view when a view's pixels
+    are not those of the views store; every committed shard stays.
     """
     tiles = {view.tile.key: view.tile for view in views}
     counter = _Counter(len(views), on_progress)
 
     def run(tasks: Sequence[ShardTask]) -> bool:
-        return _Pipeline(source, batches, store, tiles).run(tasks, threads, counter)
+        return _Pipeline(source, batches, store, tiles, max_int8_error).run(tasks, threads, counter)
 
     return _until_done(store, token_rows(views, masks), run, counter, on_wait)
 
@@ -151,11 +154,17 @@ class _Shard:
     """One shard on its way to the store: encoded batches go in, a writer thread takes them out."""
 
     def __init__(
-        self, store: GridStore, task: ShardTask, lease: ExitStack, writer: ThreadPoolExecutor
+        self,
+        store: GridStore,
+        task: ShardTask,
+        lease: ExitStack,
+        writer: ThreadPoolExecutor,
+        max_int8_error: float,
     ) -> None:
         self._batches: queue.Queue[NDArray[np.float16] | None] = queue.Queue(maxsize=2)
         self._abandoned = threading.Event()
         self._store, self._task, self._lease = store, task, lease
+        self._max_int8_error = max_int8_error
         self._written = writer.submit(self._write)
 
     def put(self, grids: NDArray[np.float16] | None) -> None:
@@ -181,7 +190,7 @@ class _Shard:
 
     def _write(self) -> None:
         with self._lease:
-            self._store.write(self._task, self._grids())
+            self._store.write(self._task, self._grids(), max_error=self._max_int8_error)
 
     def _grids(self) -> Iterator[tuple[NDArray[np.float16], None]]:
         while True:
@@ -201,9 +210,15 @@ class _Pipeline:
     """Render → encode → write, each in threads of its own, across the boundaries of shards."""
 
     def __init__(
-        self, source: ViewSource, batches: Batches, store: GridStore, tiles: dict[str, Tile]
+        self,
+        source: ViewSource,
+        batches: Batches,
+        store: GridStore,
+        tiles: dict[str, Tile],
+        max_int8_error: float,
     ) -> None:
         self._source, self._batches, self._store, self._tiles = source, batches, store, tiles
+        self._max_int8_error = max_int8_error
         self._shards: deque[_Shard] = deque()
 
     def run(self, tasks: Sequence[ShardTask], threads: int, counter: _Counter) -> bool:
@@ -244,7 +259,7 @@ class _Pipeline:
             lease = ExitStack()
             if not lease.enter_context(self._store.lease(task)):
                 continue
-            shard = _Shard(self._store, task, lease, writer)
+            shard = _Shard(self._store, task, lease, writer, self._max_int8_error)
             self._shards.append(shard)
             for row in task.rows:
                 waiting.append((shard, renderers.submit(self._checked_pixels, row)))

@@ -27,19 +27,22 @@ def shard_views(spec: GridSpec, views: int) -> int:
     The power of two nearest (in ratio) to 128 MiB, so that files are large; lower where that would leave a small
     part with fewer than about 16 shards, so that a kill loses little; always 8 to 512.
     """
-    by_size = 1 << round(math.log2(max(1.0, SHARD_BYTES / spec.nbytes)))
+    by_size = 1 << round(math.log2(max(1.0, SHARD_BYTES / spec.stored_nbytes)))
     by_loss = 1 << int(math.log2(max(1, views // SHARDS_OF_A_SMALL_PART)))
     return max(MIN_SHARD_VIEWS, min(by_size, by_loss, MAX_SHARD_VIEWS))
 
 
 def chunk_name(spec: GridSpec, shard: int) -> str:
     """Return the file name of a shard within its array's folder, e.g. ``c.12.0.0.0``."""
-    return ".".join(["c", str(shard), *("0" for _ in spec.shape)])
+    return ".".join(["c", str(shard), *("0" for _ in spec.stored_shape)])
 
 
 def array_metadata(spec: GridSpec, views: int, slots: int) -> dict[str, Any]:
-    """Return the ``zarr.json`` of the sharded array (view, *shape) with ``slots`` views a shard."""
-    codec = Compression.of(spec.dtype)
+    """Return the ``zarr.json`` of the sharded array (view, *stored shape) with ``slots`` views a shard.
+
+    Its attributes say what the values are that a grid in the int8 form is decoded to.
+    """
+    codec = Compression.of(spec.content)
     blosc = {
         "name": "blosc",
         "configuration": {
@@ -53,17 +56,27 @@ def array_metadata(spec: GridSpec, views: int, slots: int) -> dict[str, Any]:
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
-            "chunk_shape": [1, *spec.shape],
+            "chunk_shape": [1, *spec.stored_shape],
             "codecs": [_BYTES, blosc, _CRC32C],
             "index_codecs": [_BYTES, _CRC32C],
             "index_location": "end",
         },
     }
-    # Another program that meets a hole gets a value no grid holds (NaN, or the label for "ignore").
-    fill = 255 if spec.dtype == "uint8" else "NaN"
-    return _array(
-        (views, *spec.shape), (slots, *spec.shape), spec.dtype, fill, [sharding], ("view", *spec.dims)
+    # Another program that meets a hole gets a value no grid holds: NaN, the label for "ignore", or in the int8 form
+    # a scale of 255, 255, 255, 255, which is NaN.
+    fill = 255 if spec.stored_dtype == "uint8" else "NaN"
+    metadata = _array(
+        (views, *spec.stored_shape),
+        (slots, *spec.stored_shape),
+        spec.stored_dtype,
+        fill,
+        [sharding],
+        ("view", *spec.stored_dims),
     )
+    if spec.encoding != "exact":
+        values = {"shape": list(spec.shape), "dims": list(spec.dims), "dtype": spec.dtype}
+        metadata["attributes"] = {"encoding": spec.encoding, "values": values}
+    return metadata
 
 
 def coordinate(values: Sequence[int]) -> dict[str, bytes]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from store.shardfile import ShardSummary
 
 VERSION = 1
 _SHA = re.compile(r"[0-9a-f]{64}")
-_CRCS = re.compile(r"([0-9a-f]{8})*")
+_HEX = re.compile(r"[0-9a-f]*")
 
 Meta = dict[str, Any] | None
 
@@ -56,11 +58,11 @@ class ShardRecord:
         """Return the record of ``views`` views that ``entry`` was made from; raises ``ValueError`` if it is none."""
         size, sha256, crcs = entry.get("bytes"), str(entry.get("sha256")), str(entry.get("chunk_crc32c"))
         index_crc, meta = str(entry.get("index_crc32c")), entry.get("meta")
-        if not isinstance(size, int) or not _SHA.fullmatch(sha256) or not _CRCS.fullmatch(index_crc):
+        if not isinstance(size, int) or not _SHA.fullmatch(sha256) or not _HEX.fullmatch(index_crc):
             raise ValueError("size, sha256 or checksum of the index is missing")
-        if len(index_crc) != 8 or len(crcs) != 8 * views or not _CRCS.fullmatch(crcs):
+        if len(index_crc) != 8 or len(crcs) != 8 * views or not _HEX.fullmatch(crcs):
             raise ValueError(f"the checksums are not those of {views} views")
-        chunk_crcs = tuple(int(crcs[start : start + 8], 16) for start in range(0, len(crcs), 8))
+        chunk_crcs = struct.unpack(f">{views}I", bytes.fromhex(crcs))
         summary = ShardSummary(size, sha256, int(index_crc, 16), chunk_crcs)
         return cls(identity, summary, metas(meta, views))
 
@@ -69,7 +71,7 @@ class ShardRecord:
         return encode("shard", VERSION, {**self.id.to_json(), **self.entry()})
 
     @classmethod
-    def from_marker(cls, data: bytes, identity: ShardId, views: int, where: Path) -> ShardRecord | None:
+    def from_marker(cls, data: bytes, identity: ShardId, views: int, where: str | Path) -> ShardRecord | None:
         """Return the record a done marker holds, or ``None`` if it is no intact marker of exactly this shard."""
         try:
             body = decode("shard", VERSION, data, where, "")
@@ -95,12 +97,17 @@ def meta_of_label(data: bytes, identity: ShardId, views: int, where: Path) -> tu
 def metas(value: Any, views: int) -> tuple[Meta, ...]:
     """Return one mapping or ``None`` per view from their JSON form; raises ``ValueError`` if it is another."""
     if value is None:
-        return (None,) * views
+        return _nothing(views)
     if not isinstance(value, list) or len(value) != views:
         raise ValueError(f"the metadata are not those of {views} views")
     if not all(item is None or isinstance(item, dict) for item in value):
         raise ValueError("the metadata of a view are no mapping")
     return tuple(value)
+
+
+@cache
+def _nothing(views: int) -> tuple[Meta, ...]:
+    return (None,) * views  # one for all shards: most have nothing, and there may be very many
 
 
 def _names(body: Mapping[str, Any], identity: ShardId) -> bool:

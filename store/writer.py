@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from store.durable import commit_exclusive, new_partial, put_exclusive, remove_exactly, storage_errors
 from store.errors import InputError, StorageError
 from store.identity import canonical_json
+from store.int8 import MAX_ERROR, META, Int8Error, encode
 from store.parts import Part
 from store.records import Meta, ShardRecord, label, meta_of_label
 from store.rows import ViewRow
@@ -38,7 +40,7 @@ def settle(part: Part, shard: int) -> bool:
         if not path.exists():
             return False
         seen = path.stat()
-        found = _inspect(part, shard)
+        found = inspect(part, shard)
         if found is not None:
             put_exclusive(marker, found.marker())
             return True
@@ -47,7 +49,10 @@ def settle(part: Part, shard: int) -> bool:
 
 
 def write_shard(
-    part: Part, shard: int, grids: Iterable[tuple[NDArray[Any], Mapping[str, Any] | None]]
+    part: Part,
+    shard: int,
+    grids: Iterable[tuple[NDArray[Any], Mapping[str, Any] | None]],
+    max_error: float = MAX_ERROR,
 ) -> None:
     """Write the shard's views, given in the order of its rows, one at a time; see ``GridStore.write``."""
     rows = part.shard_rows(shard)
@@ -56,7 +61,7 @@ def write_shard(
     partial = new_partial(part.shard_path(shard))
     metas: list[Meta] = []
     with storage_errors(partial):
-        writer = ShardWriter(partial, part.slots, part.spec.dtype)
+        writer = ShardWriter(partial, part.slots, part.spec.content)
     with writer:
         source = iter(grids)
         for row in rows:
@@ -69,7 +74,11 @@ def write_shard(
                 )
             grid, meta = item
             _check(part, row, grid)
-            metas.append(_checked_meta(row, meta))
+            kept = _checked_meta(row, meta)
+            if part.spec.encoding == "int8":
+                grid, error = encode(grid)
+                kept = _with_error(row, kept, error, max_error)
+            metas.append(kept)
             with storage_errors(partial):
                 writer.append(grid)
         if next(source, None) is not None:
@@ -81,16 +90,19 @@ def write_shard(
         with storage_errors(partial):
             meta_of_all = tuple(metas)
             summary = writer.finish(label(part.shard_id(shard), meta_of_all))
-        _commit(part, writer, ShardRecord(part.shard_id(shard), summary, meta_of_all))
+        commit(part, writer.path, ShardRecord(part.shard_id(shard), summary, meta_of_all))
 
 
-def _commit(part: Part, writer: ShardWriter, record: ShardRecord) -> None:
-    """Name the shard, then its marker. Where another writer was first, its shard stands and ours is dropped."""
+def commit(part: Part, partial: Path, record: ShardRecord) -> None:
+    """Name the flushed shard file ``partial``, then its marker. Raises ``StorageError``.
+
+    Where another writer was first, its shard stands, and ``partial`` is left to its owner to remove.
+    """
     shard = record.id.shard
     path, marker = part.shard_path(shard), part.marker_path(shard)
     for _ in range(_RACES):
         with storage_errors(path):
-            mine = commit_exclusive(writer.path, path)
+            mine = commit_exclusive(partial, path)
         if mine:
             break
         if settle(part, shard):
@@ -112,7 +124,7 @@ def _commit(part: Part, writer: ShardWriter, record: ShardRecord) -> None:
         settle(part, shard)
 
 
-def _inspect(part: Part, shard: int) -> ShardRecord | None:
+def inspect(part: Part, shard: int) -> ShardRecord | None:
     """Return the record of a shard file as found, or ``None`` if it is damaged or another shard's."""
     path, views, identity = part.shard_path(shard), len(part.shard_rows(shard)), part.shard_id(shard)
     try:
@@ -160,3 +172,22 @@ def _checked_meta(row: ViewRow, meta: Mapping[str, Any] | None) -> Meta:
             remedy="Nothing of this shard was stored. Give numbers, texts, lists and mappings only.",
         ) from error
     return dict(meta)
+
+
+def _with_error(row: ViewRow, meta: Meta, error: Int8Error, max_error: float) -> Meta:
+    """Return the metadata of a view with what its int8 form costs, if that is no more than ``max_error``."""
+    if not error.rms <= max_error:
+        raise InputError(
+            f"As int8 the grid would change by {error.rms:.2%} of the standard deviation of its channels (root mean "
+            f"square; the worst one by {error.worst:.2%}), and {max_error:.2%} is the limit",
+            where=str(row),
+            remedy='Nothing of this shard was stored. Keep these grids as float16 (cache.encoding = "float16"), '
+            "or raise the limit (cache.max_int8_error of the study, --max-error of frostgrid cache convert).",
+        )
+    if meta and META in meta:
+        raise InputError(
+            f"What is to be kept beside the grid uses the name {META!r}, which is taken",
+            where=str(row),
+            remedy="Nothing of this shard was stored. Use another name.",
+        )
+    return {**(meta or {}), META: error._asdict()}

@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from store import GridSpec
 from store.errors import InputError
+from store.int8 import TAIL
 
 Rows = NDArray[np.intp]
 
 
 class BatchReader(Protocol):
-    """What is asked of a store's reader: many grids at once, into an array that is given."""
+    """What is asked of a store's reader: many grids at once in their stored form, into an array that is given."""
 
-    def read_many(
+    def read_stored_many(
         self, keys: Sequence[Any], out: NDArray[Any] | None = None, *, threads: int = 2
     ) -> NDArray[Any]:
-        """Read the grids of ``keys``, in order, into ``out`` (len(keys), d, h, w) float16."""
+        """Read the grids of ``keys``, in order, into ``out`` (len(keys), *stored_shape)."""
         ...
 
 
@@ -40,21 +42,39 @@ class Features(Protocol):
         ...
 
 
-def _to_device(grids: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return grids.to(device).to(torch.float32, memory_format=torch.channels_last)
+def token_values(stored: torch.Tensor, spec: GridSpec, device: torch.device) -> torch.Tensor:
+    """Return token grids (B, d, h, w) float32 on ``device``, channels last, from their stored form (B, *stored_shape).
+
+    The values are those that the store's reader returns, bit for bit: of the int8 form, the product of step and scale
+    rounded to float32, the sum with the zero rounded to float32, and that rounded to float16.
+    """
+    stored = stored.to(device)
+    if spec.encoding == "exact":
+        return stored.to(torch.float32, memory_format=torch.channels_last)
+    tail = stored[..., -TAIL:].contiguous().view(torch.float32)
+    # In two steps: a fused multiplication and addition rounds once, and some values come out differently.
+    values = stored[..., :-TAIL].to(torch.float32).mul_(tail[..., :1]).add_(tail[..., 1:])
+    grids = values.to(torch.float16).reshape(-1, *spec.shape)
+    return grids.to(torch.float32, memory_format=torch.channels_last)
 
 
 class ResidentFeatures:
-    """All grids in one float16 tensor (N, d, h, w), in host memory or on the training device."""
+    """All grids in one tensor (N, *stored_shape), in host memory or on the training device.
 
-    def __init__(self, grids: torch.Tensor, device: torch.device) -> None:
-        if grids.dtype != torch.float16 or grids.ndim != 4:
+    They stay in their stored form: 2 bytes a value, 1 in the int8 form, which is decoded batch by batch on ``device``.
+    """
+
+    def __init__(self, grids: torch.Tensor, spec: GridSpec, device: torch.device) -> None:
+        wanted = (getattr(torch, spec.stored_dtype), spec.stored_shape)
+        if spec.dtype != "float16" or len(spec.shape) != 3 or (grids.dtype, tuple(grids.shape[1:])) != wanted:
             raise InputError(
-                f"token grids are float16 (N, d, h, w), not {grids.dtype} {tuple(grids.shape)}",
+                f"{grids.dtype} {tuple(grids.shape)} are no token grids, which are float16 (N, d, h, w) or the int8 "
+                "form of that",
                 where="features",
                 remedy="Give the grids as the feature cache holds them.",
             )
         self._grids = grids
+        self._spec = spec
         self._device = device
 
     @classmethod
@@ -62,30 +82,34 @@ class ResidentFeatures:
         cls,
         reader: BatchReader,
         keys: Sequence[Any],
-        shape: tuple[int, int, int],
+        spec: GridSpec,
         device: torch.device,
         *,
         on_device: bool = False,
         threads: int = 2,
     ) -> ResidentFeatures:
-        """Read the grids of ``keys``, each of ``shape`` (d, h, w), into host memory or onto ``device``.
+        """Read the grids of ``keys``, which the store keeps as ``spec``, into host memory or onto ``device``.
 
         Row i is ``keys[i]``. Errors are the reader's.
         """
-        grids = torch.empty((len(keys), *shape), dtype=torch.float16, device=device if on_device else "cpu")
+        grids = torch.empty(
+            (len(keys), *spec.stored_shape),
+            dtype=getattr(torch, spec.stored_dtype),
+            device=device if on_device else "cpu",
+        )
         block = 64 if grids.device.type != "cpu" else max(1, len(keys))
         for start in range(0, len(keys), block):
             part = grids[start : start + block]
             host = part if part.device.type == "cpu" else torch.empty_like(part, device="cpu")
-            reader.read_many(keys[start : start + block], out=host.numpy(), threads=threads)
+            reader.read_stored_many(keys[start : start + block], out=host.numpy(), threads=threads)
             if host is not part:
                 part.copy_(host)
-        return cls(grids, device)
+        return cls(grids, spec, device)
 
     def gather(self, rows: Rows) -> torch.Tensor:
         """Return the grids of ``rows``; see :class:`Features`."""
         index = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self._grids.device)
-        return _to_device(self._grids.index_select(0, index), self._device)
+        return token_values(self._grids.index_select(0, index), self._spec, self._device)
 
     def batches(self, order: Sequence[Rows]) -> Generator[torch.Tensor, None, None]:
         """Yield the batches of ``order``."""
@@ -96,15 +120,15 @@ class ResidentFeatures:
 class StreamedFeatures:
     """Grids that stay in their store; row i is ``keys[i]``, and a thread reads ``ahead`` batches in advance.
 
-    Memory: ``ahead + 1`` batches of float16, whatever the number of grids. An error of the reader is raised where
-    its batch is asked for.
+    Memory: ``ahead + 1`` batches in their stored form, whatever the number of grids. An error of the reader is raised
+    where its batch is asked for.
     """
 
     def __init__(
         self,
         reader: BatchReader,
         keys: Sequence[Any],
-        shape: tuple[int, int, int],
+        spec: GridSpec,
         device: torch.device,
         *,
         ahead: int = 2,
@@ -112,23 +136,22 @@ class StreamedFeatures:
     ) -> None:
         self._reader = reader
         self._keys = keys
-        self._shape = shape
+        self._spec = spec
         self._device = device
         self._ahead = ahead
         self._threads = threads
 
     def gather(self, rows: Rows) -> torch.Tensor:
         """Read the grids of ``rows`` now; see :class:`Features`."""
-        space = np.empty((len(rows), *self._shape), dtype=np.float16)
-        return _to_device(self._read(rows, space), self._device)
+        return token_values(self._read(rows, self._spec.empty_stored(len(rows))), self._spec, self._device)
 
     def batches(self, order: Sequence[Rows]) -> Generator[torch.Tensor, None, None]:
         """Yield the batches of ``order``, which are read in the background; closing the iterator stops that."""
         largest = max((len(rows) for rows in order), default=0)
-        free: SimpleQueue[NDArray[np.float16] | None] = SimpleQueue()
-        ready: SimpleQueue[tuple[NDArray[np.float16], torch.Tensor] | BaseException] = SimpleQueue()
+        free: SimpleQueue[NDArray[Any] | None] = SimpleQueue()
+        ready: SimpleQueue[tuple[NDArray[Any], torch.Tensor] | BaseException] = SimpleQueue()
         for _ in range(self._ahead + 1):
-            free.put(np.empty((largest, *self._shape), dtype=np.float16))
+            free.put(self._space(largest))
 
         def read_ahead() -> None:
             try:
@@ -148,7 +171,7 @@ class StreamedFeatures:
                 if isinstance(item, BaseException):
                     raise item
                 space, grids = item
-                batch = _to_device(grids, self._device)
+                batch = token_values(grids, self._spec, self._device)
                 free.put(space)
                 yield batch
         finally:
@@ -157,8 +180,16 @@ class StreamedFeatures:
             free.put(None)
             thread.join()
 
-    def _read(self, rows: Rows, space: NDArray[np.float16]) -> torch.Tensor:
-        self._reader.read_many([self._keys[row] for row in rows], out=space, threads=self._threads)
+    def _space(self, views: int) -> NDArray[Any]:
+        # A GPU takes a batch from page-locked memory several times faster, and a step waits for that.
+        dtype, locked = getattr(torch, self._spec.stored_dtype), self._device.type == "cuda"
+        space: NDArray[Any] = torch.empty(
+            (views, *self._spec.stored_shape), dtype=dtype, pin_memory=locked
+        ).numpy()
+        return space
+
+    def _read(self, rows: Rows, space: NDArray[Any]) -> torch.Tensor:
+        self._reader.read_stored_many([self._keys[row] for row in rows], out=space, threads=self._threads)
         return torch.from_numpy(space)
 
 

@@ -18,7 +18,7 @@ _TOP_PAD = 64 << 20
 
 
 def choose_residency(nbytes: int, device: torch.device, root: Path = Path("/")) -> Residency:
-    """Say where ``nbytes`` of float16 token grids are held: "device", "host" or "stream" (read batch by batch).
+    """Say where ``nbytes`` of token grids in their stored form are held: "device", "host" or "stream" (batch by batch).
 
     On a GPU if they take at most 0.7 of its free memory, else in host memory if they take at most 0.5 of what is
     available there, else nowhere. ``root`` is the root of the file system, for :func:`available_memory`.

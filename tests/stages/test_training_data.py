@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from training_problem import CPU, blocks, equal, resident, run, split
+from training_problem import CPU, SPEC, blocks, equal, resident, run, split
 
 from stages.training.data import Features, ResidentFeatures, SplitData, StreamedFeatures
 from store.errors import InputError, MissingViews
-from store.grids import GridSpec, GridStore, ViewKey, ViewRow
-
-SHAPE = (3, 8, 8)
+from store.grids import GridStore, ViewKey, ViewRow
 
 
 class ArrayReader:
@@ -28,7 +26,7 @@ class ArrayReader:
     def __init__(self, grids: NDArray[np.float16], failing: int = -1) -> None:
         self.grids, self.failing, self.asked = grids, failing, list[int]()
 
-    def read_many(
+    def read_stored_many(
         self, keys: Sequence[Any], out: NDArray[Any] | None = None, *, threads: int = 2
     ) -> NDArray[Any]:
         if self.failing in keys:
@@ -40,7 +38,7 @@ class ArrayReader:
 
 
 def streamed(tokens: NDArray[np.float16]) -> Features:
-    return StreamedFeatures(ArrayReader(tokens), range(len(tokens)), SHAPE, CPU)
+    return StreamedFeatures(ArrayReader(tokens), range(len(tokens)), SPEC, CPU)
 
 
 def background_threads() -> list[threading.Thread]:
@@ -48,8 +46,7 @@ def background_threads() -> list[threading.Thread]:
 
 
 def stored(root: Path, tokens: NDArray[np.float16]) -> tuple[GridStore, list[ViewKey]]:
-    spec = GridSpec("tokens", SHAPE, "float16", ("d", "h", "w"))
-    store = GridStore.at(root, "stub", {"encoder": "stub"}, spec, {}, create=True)
+    store = GridStore.at(root, "stub", {"encoder": "stub"}, SPEC, {}, create=True)
     rows = [ViewRow(f"{number:064x}", 0, f"tile_{number}", "") for number in range(len(tokens))]
     for task in store.plan(rows, shard_views=8):
         with store.lease(task) as mine:
@@ -79,8 +76,8 @@ def test_batches_are_the_rows_asked_for_in_float32(held: Any) -> None:
 def test_a_real_store_gives_its_grids_either_way(tmp_path: Path) -> None:
     tokens, _ = blocks(10, 3, 1)
     store, keys = stored(tmp_path, tokens)
-    held = ResidentFeatures.read(store.reader(), keys, SHAPE, CPU)
-    flowing = StreamedFeatures(store.reader(), keys, SHAPE, CPU)
+    held = ResidentFeatures.read(store.reader(), keys, SPEC, CPU)
+    flowing = StreamedFeatures(store.reader(), keys, SPEC, CPU)
     order = [np.array([4, 20, 9], dtype=np.intp), np.array([0, 29], dtype=np.intp)]
     for rows, one, other in zip(order, held.batches(order), flowing.batches(order), strict=True):
         assert np.array_equal(one.numpy(), tokens[rows].astype(np.float32))
@@ -92,8 +89,8 @@ def test_a_view_that_is_missing_from_the_store_is_named(tmp_path: Path) -> None:
     store, keys = stored(tmp_path, tokens)
     keys[2] = ViewKey(keys[2].tile, 5)
     order = [np.array([0, 1], dtype=np.intp), np.array([2, 3], dtype=np.intp)]
-    flow = StreamedFeatures(store.reader(), keys, SHAPE, CPU).batches(order)
-    assert next(flow).shape == (2, *SHAPE)
+    flow = StreamedFeatures(store.reader(), keys, SPEC, CPU).batches(order)
+    assert next(flow).shape == (2, *SPEC.shape)
     with pytest.raises(MissingViews, match="5"):
         next(flow)
     assert not background_threads()
@@ -101,7 +98,7 @@ def test_a_view_that_is_missing_from_the_store_is_named(tmp_path: Path) -> None:
 
 def test_an_error_of_the_reader_ends_the_run_that_needs_the_grid() -> None:
     tokens, _ = blocks(10, 3, 1)
-    failing = StreamedFeatures(ArrayReader(tokens, failing=17), range(30), SHAPE, CPU)
+    failing = StreamedFeatures(ArrayReader(tokens, failing=17), range(30), SPEC, CPU)
     with pytest.raises(MissingViews, match="17"):
         run(train=replace(split(10, 3, 1), features=failing))
     assert not background_threads()
@@ -110,7 +107,7 @@ def test_an_error_of_the_reader_ends_the_run_that_needs_the_grid() -> None:
 def test_reading_ahead_is_bounded_and_stops_when_nobody_reads_on() -> None:
     tokens, _ = blocks(10, 3, 1)
     reader = ArrayReader(tokens)
-    flow = StreamedFeatures(reader, range(30), SHAPE, CPU, ahead=2).batches(
+    flow = StreamedFeatures(reader, range(30), SPEC, CPU, ahead=2).batches(
         [np.array([row], dtype=np.intp) for row in range(30)]
     )
     next(flow)
@@ -138,7 +135,7 @@ def test_a_batch_stays_what_it_was_while_others_are_read() -> None:
 
 def test_grids_of_another_type_are_refused() -> None:
     with pytest.raises(InputError, match="float16"):
-        ResidentFeatures(torch.zeros(2, 3, 4, 4), CPU)
+        ResidentFeatures(torch.zeros(2, 3, 8, 8), SPEC, CPU)
 
 
 def test_a_split_whose_parts_do_not_fit_is_refused() -> None:

@@ -13,12 +13,14 @@ from stages.decoders import Geometry
 from stages.training.data import Features, ResidentFeatures, SplitData
 from stages.training.run import RunResult, train_run
 from stages.training.settings import TrainSettings
+from store import GridSpec
 
 CPU = torch.device("cpu")
 CLASSES = ("tumour", "stroma", "other")
 PATCH, SIDE, BLOCK = 4, 8, 2  # pixels a token, tokens a tile, tokens a side of a block of one class
 PX = PATCH * SIDE
 GEOMETRY = Geometry(width_in=3, grid=(SIDE, SIDE), target_px=PX, frame_px=PX, classes=3)
+SPEC = GridSpec("tokens", (3, SIDE, SIDE), "float16", ("d", "h", "w"))
 QUICK = TrainSettings(options={"width": 8}, epochs=4, validate_every=2, batch=4, lr=1e-2, restart_epochs=2)
 
 
@@ -34,7 +36,7 @@ def blocks(tiles: int, views: int, seed: int) -> tuple[NDArray[np.float16], NDAr
 
 
 def resident(tokens: NDArray[np.float16]) -> Features:
-    return ResidentFeatures(torch.from_numpy(tokens), CPU)
+    return ResidentFeatures(torch.from_numpy(tokens), SPEC, CPU)
 
 
 def split(
