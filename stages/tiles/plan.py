@@ -115,7 +115,13 @@ def token_rows(views: Sequence[PlannedView], masks: GridReader) -> list[ViewRow]
 def rendered_masks(
     views: Sequence[PlannedView], source: ViewSource
 ) -> Iterator[tuple[NDArray[np.uint8], dict[str, Any]]]:
-    """Yield each view's mask with the hash of its pixels and the parameters it was drawn with."""
+    """Yield each view's mask with the hash of its pixels, the parameters it was drawn with, and where its tile lies.
+
+    The tile's place is its image's id, its centre (y, x) and the length of its pixels in source pixels, and its side in
+    its own pixels: whoever has the views store but no images can put its features on the map.
+    """
     for planned in views:
         pixels, mask = source.pixels_and_mask(planned)
-        yield mask, {"pixels": view_sha256(pixels), "draw": asdict(source.draw(planned))}
+        tile = planned.tile
+        place = {"image": tile.record.id, "centre": list(tile.centre), "step": tile.step, "px": tile.px}
+        yield mask, {"pixels": view_sha256(pixels), "draw": asdict(source.draw(planned)), "tile": place}
