@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from store import GridSpec, GridStore, ShardTask, ViewKey, ViewRow
+from store.documents import encode_legibly
 
 REPOSITORY = Path(__file__).parents[2]
 TOKENS = GridSpec("tokens", (3, 4, 5), "float16", ("d", "h", "w"))
@@ -120,6 +121,14 @@ def finished(store: GridStore) -> dict[str, tuple[int, int, str]]:
 def expect_untouched(before: dict[str, tuple[int, int, str]], store: GridStore) -> None:
     after = finished(store)
     assert {path: after.get(path) for path in before} == before
+
+
+def signed(description: bytes) -> bytes:
+    """The bytes of a cache.json that was changed, with a digest that is right."""
+    fields = {
+        name: value for name, value in json.loads(description).items() if name not in ("format", "digest")
+    }
+    return encode_legibly("cache", 1, fields)
 
 
 def start_writer(root: Path, **options: Any) -> subprocess.Popen[str]:

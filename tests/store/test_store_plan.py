@@ -55,7 +55,10 @@ def test_an_identity_mismatch_names_the_fields_and_both_values(tmp_path: Path) -
     ("old", "new", "message"),
     [
         ('"layer": 4', '"layer": 5', "identity in the file was changed: it gives the key"),
+        ('"host": "test"', '"host": "rest"', "its digest differs"),
+        ('"digest"', '"digezt"', "its digest differs"),
         ("frostgrid-cache/1", "frostgrid-cache/2", "newer than this version.*Update frostgrid"),
+        ("frostgrid-cache/1", "frostgrid-cache/0", "which no version of frostgrid has written"),
         ("frostgrid-cache/1", "other/1", "not a frostgrid-cache document"),
         ('"grid"', '"gird"', "incomplete"),
         ("{", "", "not JSON"),
@@ -67,7 +70,10 @@ def test_a_description_that_was_changed_or_is_newer_is_refused(
     path = kit.store_at(tmp_path).path
     text = (path / "cache.json").read_text()
     assert old in text
-    (path / "cache.json").write_text(text.replace(old, new, 1))
+    changed = text.replace(old, new, 1).encode()
+    if message in ("incomplete", "identity in the file was changed: it gives the key"):
+        changed = kit.signed(changed)
+    (path / "cache.json").write_bytes(changed)
     with pytest.raises((InputError, VerificationError), match=message) as caught:
         GridStore.open(path)
     assert str(path / "cache.json") in str(caught.value)

@@ -73,7 +73,7 @@ def test_a_view_is_read_from_the_part_in_which_it_is_whole(tmp_path: Path) -> No
     for chosen in (rows, rows[::-1]):
         create_part(store.path, store.key, store.spec, chosen, 4)
     for part in store._parts():
-        task = ShardTask(part.name, 0, part.rows)
+        task = ShardTask(part.name, 0, part.shard_rows(0))
         store.write(task, kit.grids(task))
     kit.expect_all(store, rows)
     kit.shard_files(store)[0].unlink()
