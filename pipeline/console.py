@@ -13,12 +13,15 @@ import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -55,12 +58,14 @@ class Talk:
         if not self._console.is_terminal:
             yield self._lines(what, unit)
             return
+        counted: tuple[ProgressColumn, ProgressColumn] = (MofNCompleteColumn(), _Rate(unit))
+        if unit == "bytes":
+            counted = (DownloadColumn(), TransferSpeedColumn())
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(unit),
+            *counted,
             TimeRemainingColumn(),
             TextColumn(note),
         )
@@ -84,7 +89,11 @@ class Talk:
                 return
             said, rate = now, (done - first) / (now - started)
             left = duration_text((total - done) / rate)
-            self.say(f"{what}: {done} of {total} {unit}, {rate:.2f} {unit}/s, {left} left")
+            if unit == "bytes":
+                amounts = f"{bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s"
+            else:
+                amounts = f"{done} of {total} {unit}, {rate:.2f} {unit}/s"
+            self.say(f"{what}: {amounts}, {left} left")
 
         return update
 

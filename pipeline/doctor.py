@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -14,25 +15,28 @@ from typing import Any, Final
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from rich.table import Table
 
-from pipeline.console import bytes_text
-from pipeline.workspace import UnclearCache, Workspace, source_pixels_per_tile_pixel
+from pipeline.choosing import UnclearCache
+from pipeline.sharing import choose
+from pipeline.workspace import Workspace, source_pixels_per_tile_pixel
 from stages.encoders import (
+    WEIGHTS_VARIABLE,
     RefusedByHub,
     canonical_name,
     encoder_card,
     hub_refusal,
     known_encoders,
+    plugin_faults,
     weights_at_hand,
+    weights_folder,
 )
 from stages.tiles.split import Split
 from stages.training.memory import available_memory
+from store import StoreStatus
 from store.errors import FrostgridError, InputError, InputErrors, StorageError
 
 TIMEOUT: Final = 5.0  # seconds for one answer of the Hub
 PACKAGES: Final = ("frostgrid", "torch", "timm", "zarr", "huggingface_hub", "safetensors", "numpy")
-_NOBODY_THERE: Final = ("offline", "unreachable")
 
 
 def examine(cache: Path, work: Workspace | None = None, *, timeout: float = TIMEOUT) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def examine(cache: Path, work: Workspace | None = None, *, timeout: float = TIME
     and the token's presence is all that is told of it.
     """
     study = None if work is None else _study(work, timeout)
+    names = known_encoders() if work is None else work.study.encoders.names
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -53,6 +58,8 @@ def examine(cache: Path, work: Workspace | None = None, *, timeout: float = TIME
         "memory": {"available": available_memory()},
         "cache": _disk(cache),
         "hub": _hub(timeout),
+        "weights_folder": _weights_folder(names),
+        "plugin_faults": [_words(fault) for fault in plugin_faults()],
         "study": study,
         "usable": study is None or not study["faults"],
     }
@@ -78,12 +85,30 @@ def _disk(folder: Path) -> dict[str, Any]:
     }
 
 
+def _weights_folder(names: Sequence[str]) -> dict[str, Any] | None:
+    """Return what the folder FROSTGRID_WEIGHTS holds for encoders, None where there is no such setting."""
+    holds: dict[str, str] = {}
+    try:
+        folder = weights_folder()
+    except InputError as error:
+        return {"folder": os.environ[WEIGHTS_VARIABLE], "exists": False, "holds": holds, "fault": error.what}
+    if folder is None:
+        return None
+    for reference in names:
+        with suppress(FrostgridError):  # a fault of that encoder is told with the encoder
+            file = weights_at_hand(reference)
+            if file is not None and file.is_relative_to(folder):
+                holds[canonical_name(reference)] = str(file)
+    return {"folder": str(folder), "exists": True, "holds": holds, "fault": None}
+
+
 def _hub(timeout: float) -> dict[str, Any]:
     """Return what the Hub says to this machine about each gated encoder; ``reachable`` is None when it is not asked."""
     gated = [name for name in known_encoders() if encoder_card(name).gated]
+    asked = _asked(gated, lambda name: hub_refusal(name, timeout=timeout))
     access = [
         {"encoder": name, "repo": encoder_card(name).repo, "access": _reason(refused), **_words(refused)}
-        for name, refused in zip(gated, _asked(gated, timeout), strict=True)
+        for name, refused in zip(gated, asked, strict=True)
     ]
     reasons = {row["access"] for row in access}
     return {
@@ -96,12 +121,12 @@ def _hub(timeout: float) -> dict[str, Any]:
     }
 
 
-def _asked(names: Sequence[str], timeout: float) -> list[FrostgridError | None]:
+def _asked(names: Sequence[str], ask: Callable[[str], FrostgridError | None]) -> list[FrostgridError | None]:
     """Ask the Hub for all of them at once: one that does not answer costs its timeout once."""
     if not names:
         return []
     with ThreadPoolExecutor(len(names), "hub") as pool:
-        return list(pool.map(lambda name: hub_refusal(name, timeout=timeout), names))
+        return list(pool.map(ask, names))
 
 
 def _reason(refused: FrostgridError | None) -> str:
@@ -135,7 +160,10 @@ def _study(work: Workspace, timeout: float) -> dict[str, Any]:
     references = _references(work, faults)
     encoders = [_encoder(work, name, reference, faults) for name, reference in references.items()]
     lacking = [row for row in encoders if row["weights"] is None and row["needed"]]
-    refusals = _asked([references[row["name"]] for row in lacking], timeout)
+    refusals = _asked(
+        [references[row["name"]] for row in lacking],
+        lambda reference: work.backbones.refusal(reference, timeout=timeout),
+    )
     for row, refused in zip(lacking, refusals, strict=True):
         row["weights"] = "from the Hub" if refused is None else "missing"
         if refused is not None:
@@ -152,7 +180,7 @@ def _study(work: Workspace, timeout: float) -> dict[str, Any]:
         "images": images,
         "cache": str(work.cache),
         "encoders": encoders,
-        "faults": [_words(fault) for fault in faults],
+        "faults": [_words(fault) for fault in {str(fault): fault for fault in faults}.values()],
     }
 
 
@@ -177,101 +205,53 @@ def _encoder(work: Workspace, name: str, reference: str, faults: list[FrostgridE
     row: dict[str, Any] = {
         "name": name,
         "needed": work.describe(reference).parameters > 0,
-        "weights": None,
+        "weights": "brought by its package" if encoder_card(reference).installed else None,
         "cached": None,
         "views_planned": 0,
         "views_cached": 0,
     }
     try:
         given = work.weights_of(name)
-        found = weights_at_hand(reference, given)
+        found = weights_at_hand(reference, given, revision=work.backbones.revision_of(name))
     except InputError as error:
         faults.append(error)
         return {**row, "weights": "missing"}
-    row["weights"] = str(found) if found else None
+    row["weights"] = str(found) if found else row["weights"]
+    row.update(_cached(work, reference, given, faults))
+    row["needed"] = row["needed"] and not 0 < row["views_planned"] == row["views_cached"]
+    if row["needed"]:
+        try:
+            work.backbones.check_weights(reference, given)
+        except InputError as error:
+            faults.append(error)
+    return row
+
+
+def _cached(
+    work: Workspace, reference: str, given: Path | None, faults: list[FrostgridError]
+) -> dict[str, Any]:
+    """Return where the cache of one encoder is and what it holds; empty where there is none.
+
+    A place elsewhere is asked first; what it refuses is among the faults.
+    """
+    if work.origin is not None:
+        try:
+            offer = choose(work.origin, work.wanted_tokens(reference, given))
+            return _counted(offer.where("").rstrip("/"), offer.status)
+        except InputError as error:
+            if isinstance(error, UnclearCache):
+                faults.append(error)
+        except FrostgridError as error:
+            faults.append(error)
     try:
         store = work.find_tokens(reference, given)
     except UnclearCache as error:
         faults.append(error)
-        return row
+        return {}
     except InputError:  # there is none yet, which is how every study begins
-        return row
-    status = store.status()
-    complete = 0 < status.views_planned == status.views_done
-    return {
-        **row,
-        "needed": row["needed"] and not complete,
-        "cached": str(store.path),
-        "views_planned": status.views_planned,
-        "views_cached": status.views_done,
-    }
+        return {}
+    return _counted(str(store.path), store.status())
 
 
-def doctor_report(found: dict[str, Any]) -> list[Table | str]:
-    """Return what :func:`examine` found as tables and sentences for people."""
-    parts = [_machine_table(found), _access_table(found["hub"])]
-    return parts if found["study"] is None else [*parts, *_study_parts(found["study"])]
-
-
-def _machine_table(found: dict[str, Any]) -> Table:
-    table = Table(title="This machine", show_header=False)
-    table.add_column()
-    table.add_column()
-    packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
-    gpus = [
-        f"{gpu['name']}, {bytes_text(gpu['free'])} of {bytes_text(gpu['total'])} free"
-        for gpu in found["gpus"]
-    ]
-    cache, hub = found["cache"], found["hub"]
-    reachable = {
-        True: "answers",
-        False: "cannot be reached (offline?)",
-        None: "not asked: HF_HUB_OFFLINE is set",
-    }
-    for name, value in (
-        ("Python", f"{found['python']} on {found['system']}"),
-        ("packages", packages),
-        ("GPU", "\n".join(gpus) or "none: encoders run on the CPU"),
-        (
-            "CPU",
-            f"{found['cpu_threads']} threads, {bytes_text(found['memory']['available'])} of memory available",
-        ),
-        (
-            "caches",
-            f"{cache['folder']}: {bytes_text(cache['free'])} of {bytes_text(cache['total'])} free"
-            + ("" if cache["writable"] else ", not writable"),
-        ),
-        ("Hub", f"{hub['endpoint']} {reachable[hub['reachable']]}; weights are kept in {hub['cache']}"),
-        ("Hub token", "present" if hub["token"] else "none (HF_TOKEN, or: hf auth login)"),
-    ):
-        table.add_row(name, value)
-    return table
-
-
-def _access_table(hub: dict[str, Any]) -> Table | str:
-    if hub["reachable"] is not True:
-        return "Access to gated encoders: not known, since the Hub was not reached."
-    table = Table(title="Gated encoders on the Hub")
-    for name in ("encoder", "repository", "access", "next step"):
-        table.add_column(name)
-    for row in hub["gated"]:
-        table.add_row(row["encoder"], row["repo"], row["access"], row["remedy"] or "")
-    return table
-
-
-def _study_parts(study: dict[str, Any]) -> list[Table | str]:
-    table = Table(title=f"{study['name']}: {study['images']} images, caches in {study['cache']}")
-    for name in ("encoder", "weights", "cached views"):
-        table.add_column(name)
-    for row in study["encoders"]:
-        weights = row["weights"] or ("not needed" if not row["needed"] else "none")
-        cached = (
-            f"{row['views_cached']} of {row['views_planned']} planned" if row["cached"] else "no cache yet"
-        )
-        table.add_row(row["name"], weights, cached)
-    if not study["faults"]:
-        return [table, f"{study['name']} can run."]
-    lines = "\n".join(
-        f"  - {fault['what']} [{fault['where']}]. {fault['remedy'] or ''}" for fault in study["faults"]
-    )
-    return [table, f"{study['name']} cannot run as it is:\n{lines}"]
+def _counted(where: str, status: StoreStatus) -> dict[str, Any]:
+    return {"cached": where, "views_planned": status.views_planned, "views_cached": status.views_done}

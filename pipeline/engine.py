@@ -3,51 +3,61 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pipeline import staging
+from pipeline.backbones import Backbones
 from pipeline.console import Talk, Update, bytes_text
 from pipeline.job import Job, settings_of
+from pipeline.sharing import is_url
 from pipeline.study import Study
-from pipeline.workspace import Workspace
+from pipeline.whose import refuse_borrowed, weights_text
+from pipeline.workspace import VIEWS, Workspace, slug_of
 from stages.batching import Batches, batches_for
-from stages.cost import decoder_step_flop, gemm_rate
 from stages.encoders import (
     AskedDtype,
     canonical_name,
     download_progress,
-    encoder_flop,
-    hub_refusal,
-    load_encoder,
     usable_device,
-    weights_at_hand,
 )
 from stages.extract import extract, write_views
-from stages.tiles.dataset import SPLITS
 from stages.training.memory import keep_large_blocks
 from stages.training.run import EpochReport
-from store import ViewKey
+from store import GridReader, GridStore
 from store.errors import InputError
+from store.places import open_place
+
+STAGE_TO = Path("cache")
 
 
 def workspace(
-    study: Study, cache: str | None, runs: Path, threads: int, dtype: AskedDtype = "auto"
+    study: Study,
+    cache: str | None,
+    runs: Path,
+    threads: int,
+    dtype: AskedDtype = "auto",
+    stage_to: Path | None = None,
 ) -> Workspace:
-    """Return the study at work. Raises :class:`InputError` for a cache that is a URL."""
+    """Return the study at work; ``cache`` is a folder or a URL (default: the study's).
+
+    Where it is a URL, ``stage_to`` (default: the folder ``cache``) takes the copies that are worked on. Raises
+    :class:`InputError` for a URL that cannot be used, and for ``stage_to`` without one.
+    """
     root = str(cache or study.cache.root)
-    if "://" in root:
-        raise InputError(
-            "Caches are read and written on a mounted file system only",
-            where=root,
-            remedy="Give a folder, or mount the bucket.",
-        )
     settings_of(study)  # a decoder that is not known is refused before anything is computed
+    Backbones(study).check()
+    if is_url(root):
+        return Workspace(study, stage_to or STAGE_TO, runs, threads, dtype, open_place(root))
+    if stage_to is not None:
+        raise InputError(
+            "--stage-to is for caches at a URL, and these lie in a folder already",
+            where=root,
+            remedy="Leave it out, or give the URL with --cache.",
+        )
     return Workspace(study, Path(root), runs, threads, dtype)
 
 
@@ -97,52 +107,72 @@ def extract_all(
     work.keep_split()
     _check_precision(work, names)
     _check_weights(work, names, weights)
-    masks = work.masks_store(create=True)
     waiting = _Waiting(talk)
+    masks = _masks(work, waiting, talk)
+    for name, reference in names.items():
+        given = weights or work.weights_of(name)
+        if weights is None and _complete(work, reference):
+            store = _here(work, reference, given)
+            where = store.path if store is not None else work.origin.url if work.origin else work.cache
+            talk.say(f"{name}: 0 views encoded, {len(work.views)} kept ({where})")
+        else:
+            with talk.bar(f"Loading {name}", "bytes") as update, download_progress(update):
+                encoder = work.backbones.load(
+                    reference, weights=given, device=target, dtype=work.dtype, compile=compile
+                )
+            batches = batches_for(encoder, work.study.data.tile_px, target, batch)
+            store = _extracted(work, masks.reader(), batches, waiting, talk)
+        if store is not None:
+            staging.send(work, store, talk)
+
+
+def _masks(work: Workspace, waiting: _Waiting, talk: Talk) -> GridStore:
+    """Return the views store with every view of the study in it."""
+    staging.refuse_unlicensed_place(work, VIEWS, {})
+    staging.stage_masks(work, talk)
+    masks = work.masks_store(create=True)
     with talk.bar("Drawing views", "views") as update:
         done = write_views(
             work.views, work.source, masks, threads=work.threads, on_progress=update, on_wait=waiting
         )
     talk.say(f"views: {done.computed} drawn, {done.kept} kept ({masks.path})")
-    reader = masks.reader()
-    for name, reference in names.items():
-        if weights is None and _complete(work, reference):
-            talk.say(
-                f"{name}: 0 views encoded, {len(work.views)} kept ({work.find_tokens(reference, None).path})"
-            )
-            continue
-        with talk.bar(f"Loading {name}", "bytes") as update, download_progress(update):
-            encoder = load_encoder(
-                reference,
-                tile_px=work.study.data.tile_px,
-                weights=weights or work.weights_of(name),
-                fit=work.study.encoders.fit,
-                device=target,
-                dtype=work.dtype,
-                compile=compile,
-            )
-        store = work.tokens_store(encoder, create=True)
-        batches = batches_for(encoder, work.study.data.tile_px, target, batch)
-        size = bytes_text(2 * encoder.grid.d * encoder.grid.h * encoder.grid.w * len(work.views))
-        with talk.bar(f"Extracting {name}", "views", f"{size} before compression") as update:
-            done = extract(
-                work.views,
-                work.source,
-                reader,
-                batches,
-                store,
-                threads=work.threads,
-                on_progress=update,
-                on_wait=waiting,
-            )
-        stored = bytes_text(store.status().bytes)
-        talk.say(
-            f"{name}: {done.computed} views encoded, {done.kept} kept, {stored} ({store.path}); {_how(batches)}"
+    staging.send(work, masks, talk)
+    return masks
+
+
+def _extracted(
+    work: Workspace, masks: GridReader, batches: Batches, waiting: _Waiting, talk: Talk
+) -> GridStore:
+    """Return the cache of an encoder after every view was encoded that is neither in it nor at the place elsewhere."""
+    encoder = batches.encoder
+    refuse_borrowed(work.cache, encoder, talk)
+    staging.refuse_unlicensed_place(work, slug_of(encoder.name), encoder.provenance)
+    store = work.tokens_store(encoder, create=True)
+    there = staging.elsewhere(work, store)
+    views = [view for view in work.views if view.key not in there]
+    size = bytes_text(store.spec.stored_nbytes * len(views))
+    with talk.bar(f"Extracting {encoder.name}", "views", f"{size} before compression") as update:
+        done = extract(
+            views,
+            work.source,
+            masks,
+            batches,
+            store,
+            threads=work.threads,
+            max_int8_error=work.study.cache.max_int8_error,
+            on_progress=update,
+            on_wait=waiting,
         )
+    kept = done.kept + len(work.views) - len(views)
+    stored = bytes_text(store.status().bytes)
+    talk.say(
+        f"{encoder.name}: {done.computed} views encoded, {kept} kept, {stored} ({store.path}); {_how(batches)}"
+    )
+    return store
 
 
 def _check_precision(work: Workspace, names: Mapping[str, str]) -> None:
-    computed = [name for name, reference in names.items() if work.describe(reference).parameters == 0]
+    computed = [name for name, reference in names.items() if work.describe(reference).float32_only]
     if work.dtype not in ("auto", "float32") and computed:
         raise InputError(
             f"{' and '.join(computed)} are computed in float32 only, not in {work.dtype}",
@@ -156,17 +186,27 @@ def _check_weights(work: Workspace, names: Mapping[str, str], weights: Path | No
         if _complete(work, reference) and weights is None:
             continue
         given = weights or work.weights_of(name)
-        if weights_at_hand(reference, given) is None and (refused := hub_refusal(reference)):
+        if work.backbones.check_weights(reference, given) is None and (
+            refused := work.backbones.refusal(reference)
+        ):
             raise refused
 
 
 def _complete(work: Workspace, reference: str) -> bool:
-    """Whether an encoder's cache holds every view of the study, so that its weights are not needed at all."""
+    """Whether every view of the study is in an encoder's cache, here or at the place, so that no weights are needed."""
+    weights = work.weights_of(canonical_name(reference))
+    store = _here(work, reference, weights)
+    keys = [view.key for view in work.views]
+    missing = keys if store is None else store.reader().missing(keys)
+    return not missing or not set(missing) - staging.found_elsewhere(work, reference, weights)
+
+
+def _here(work: Workspace, reference: str, weights: Path | None) -> GridStore | None:
+    """Return an encoder's cache on this machine; None where there is none, or more than one: loading decides."""
     try:
-        store = work.find_tokens(reference, work.weights_of(canonical_name(reference)))
-    except InputError:  # none, or more than one: loading the encoder decides
-        return False
-    return not store.reader().missing([view.key for view in work.views])
+        return work.find_tokens(reference, weights)
+    except InputError:
+        return None
 
 
 class _Waiting:
@@ -188,7 +228,7 @@ def _how(batches: Batches) -> str:
     lowered = f", lowered from {batches.started} for want of memory" if batches.size < batches.started else ""
     precision = batches.encoder.identity.get("compute_dtype", "its own precision")
     compiled = ", compiled" if batches.encoder.provenance.get("compiled") else ""
-    return f"batches of {batches.size}{lowered}, {precision}{compiled}"
+    return f"batches of {batches.size}{lowered}, {precision}{compiled}{weights_text(batches.encoder)}"
 
 
 def train_all(
@@ -206,6 +246,7 @@ def train_all(
     if target.type == "cpu":
         keep_large_blocks()
     for job in jobs(work, asked, seeds, weights=weights):
+        staging.stage(work, job.reference, job.weights, talk)
         pending = [seed for seed in job.seeds if job.finished(seed) is None]
         kept = len(job.seeds) - len(pending)
         if pending:
@@ -228,58 +269,3 @@ def jobs(
     for name, reference in chosen_encoders(work.study, asked).items():
         count = seeds or work.study.train.seeds
         yield Job(work, name, reference, tuple(range(count)), weights or work.weights_of(name))
-
-
-def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
-    """Return what a study needs: tiles, views, bytes and arithmetic of each encoder, and an estimate of the time.
-
-    FLOP count a multiplication and an addition as two; times are FLOP over the matrix-product rate measured on this
-    machine now, and for the textbook
-    form of the decoder: estimates, made before anything runs.
-    """
-    device = chosen_device(None)
-    rate = gemm_rate(device)
-    count = seeds or work.study.train.seeds
-    train = work.study.train
-    tiles = {split: len(work.tiles[split]) for split in SPLITS}
-    rows = []
-    for job in jobs(work, (), seeds):
-        encoder = encoder_flop(job.reference, tile_px=work.study.data.tile_px) * len(work.views)
-        step = decoder_step_flop(job.settings.decoder, job.geometry, job.settings.options)
-        decoder = step * tiles["train"] * train.epochs * count
-        rows.append(
-            {
-                "encoder": job.encoder,
-                "grid": list(asdict(job.about.grid).values()),
-                "bytes_a_view": job.about.bytes_a_view,
-                "bytes": job.about.bytes_a_view * len(work.views),
-                "views_cached": len(work.views) - len(_missing(job)),
-                "encoder_flop": encoder,
-                "encoder_seconds": encoder / rate,
-                "decoder_flop": decoder,
-                "decoder_seconds": decoder / rate,
-            }
-        )
-    folder = next(path for path in (work.cache.absolute(), *work.cache.absolute().parents) if path.is_dir())
-    return {
-        "study": work.study.name,
-        "tile_px": work.study.data.tile_px,
-        "tiles": tiles,
-        "views": len(work.views),
-        "seeds": count,
-        "steps": -(-tiles["train"] // train.batch) * train.epochs,
-        "cache": str(work.cache),
-        "free": shutil.disk_usage(folder).free,
-        "bytes": sum(row["bytes"] for row in rows),
-        "device": device.type,
-        "gflop_per_second": rate / 1e9,
-        "encoders": rows,
-    }
-
-
-def _missing(job: Job) -> list[ViewKey]:
-    keys = [view.key for view in job.work.views]
-    try:
-        return job.tokens.reader().missing(keys)
-    except InputError:  # there is no such cache yet
-        return keys

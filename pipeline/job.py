@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.choosing import UnclearCache
 from pipeline.study import Study
-from pipeline.workspace import UnclearCache, Workspace, slug_of
+from pipeline.workspace import Workspace, slug_of
 from stages.decoders import Geometry, build_decoder
 from stages.encoders import Description
 from stages.tiles.dataset import SPLITS
@@ -92,7 +93,7 @@ class Job:
     def geometry(self) -> Geometry:
         """What the decoder has to connect."""
         px = self.work.study.data.tile_px
-        frame = self.about.run_px if self.work.study.encoders.fit == "pad" else px
+        frame = self.about.run_px if self.about.fit == "pad" else px
         grid = self.about.grid
         return Geometry(grid.d, (grid.h, grid.w), px, frame, len(self.work.dataset.classes))
 
@@ -110,7 +111,7 @@ class Job:
     def cached(self) -> bool:
         """Whether there is a feature cache for the job at all.
 
-        Raises :class:`pipeline.workspace.UnclearCache` where there are several.
+        Raises :class:`pipeline.choosing.UnclearCache` where there are several.
         """
         try:
             return bool(self.tokens.key)
@@ -135,6 +136,7 @@ class Job:
             "tiles": fingerprint(tiles),
             "views": self.work.study.views.per_tile,
             "classes": list(self.work.dataset.classes),
+            "encoding": self.work.study.cache.encoding,
             "settings": {**asdict(self.settings), "options": dict(self.settings.options)},
             "geometry": asdict(self.geometry),
             "seed": seed,
@@ -209,12 +211,11 @@ class Job:
     def _features(self, planned: Sequence[PlannedView], device: torch.device) -> Features:
         keys = [view.key for view in planned]
         reader = self._complete(self.tokens, planned, keys)
-        grid = self.about.grid
-        shape = (grid.d, grid.h, grid.w)
-        residency = choose_residency(self.about.bytes_a_view * len(keys), device)
+        spec = reader.spec
+        residency = choose_residency(spec.stored_nbytes * len(keys), device)
         if residency == "stream":
-            return StreamedFeatures(reader, keys, shape, device)
-        return ResidentFeatures.read(reader, keys, shape, device, on_device=residency == "device")
+            return StreamedFeatures(reader, keys, spec, device)
+        return ResidentFeatures.read(reader, keys, spec, device, on_device=residency == "device")
 
     def _complete(
         self, store: GridStore, planned: Sequence[PlannedView], keys: Sequence[ViewKey]

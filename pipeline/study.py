@@ -9,13 +9,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from store.errors import InputError, InputErrors
+from store.int8 import MAX_ERROR
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Label = int | str
+Revision = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=255)]
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
 class Section(BaseModel):
@@ -120,18 +123,41 @@ class ViewsSection(Section):
 
 
 class EncodersSection(Section):
-    """Which encoders, where their weights are, and how a tile is fitted to a patch size that does not divide it."""
+    """Which encoders, where their weights are, and how a tile is fitted to a patch size that does not divide it.
+
+    By encoder: ``weights`` are paths, ``revisions`` commits or tags of its repository on the Hub, ``input_px`` the side
+    that views are resized to, a multiple of its patch.
+    """
 
     names: Annotated[list[str], Field(min_length=1)]
     weights: dict[str, str] = Field(default_factory=dict)
+    revisions: dict[str, Revision] = Field(default_factory=dict)
+    input_px: dict[str, PositiveInt] = Field(default_factory=dict)
     fit: Literal["resize", "pad"] = "resize"
 
 
 class CacheSection(Section):
-    """Where feature caches are kept and how their grids are encoded."""
+    """Where feature caches are kept: a folder, or the URL of a place elsewhere; see :mod:`pipeline.staging`.
+
+    ``encoding``: "float16" is exact, "int8" takes half the space; a view that it would change by more than
+    ``max_int8_error`` of its channels' standard deviations is refused (:mod:`store.int8`).
+    """
 
     root: str = "cache"
-    encoding: Literal["float16"] = "float16"
+    encoding: Literal["float16", "int8"] = "float16"
+    max_int8_error: Annotated[float, Field(gt=0)] = MAX_ERROR
+
+    @field_validator("root")
+    @classmethod
+    def _check_root(cls, root: str) -> str:
+        if not root.strip():
+            raise ValueError("give a folder, or a URL such as s3://bucket/folder")
+        scheme, separator, rest = root.partition("://")
+        if separator and not (_SCHEME.fullmatch(scheme) and rest.strip("/")):
+            raise ValueError("a URL is written like s3://bucket/folder or hf://datasets/owner/name")
+        if separator and re.match(r"[^/@]*:[^/@]*@", rest):
+            raise ValueError("a study is shared, and this URL holds a password: leave it to the environment")
+        return root
 
 
 class TrainSection(Section):
@@ -231,7 +257,8 @@ def _fault(detail: Any, path: Path) -> InputError:
     if detail["type"] == "missing":
         return InputError(f"'{field}' is missing", where=path, remedy="Add it to the study.")
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"
+    shown = re.sub(r"://[^/@]*@", "://…@", repr(detail["input"]))  # never a password
+    given = "" if isinstance(detail["input"], dict) else f" (given: {shown})"
     return InputError(f"'{field}': {message}{given}", where=path, remedy="Mend this field of the study.")
 
 

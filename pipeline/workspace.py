@@ -8,15 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.backbones import Backbones
+from pipeline.choosing import Wanted
 from pipeline.study import SplitSection, Study
 from stages.encoders import (
     AskedDtype,
     Description,
     Encoder,
     TokenGrid,
-    canonical_name,
-    describe_encoder,
-    file_sha256,
     weights_at_hand,
 )
 from stages.tiles.check import class_counts
@@ -34,13 +33,13 @@ from stages.tiles.puma import PumaDataset
 from stages.tiles.split import Split, make_split
 from stages.tiles.tiling import Tile, tiles_of
 from stages.tiles.views import Recipe
-from store import GridSpec, GridStore
+from store import GridSpec, GridStore, ViewKey
 from store.errors import InputError
-from store.identity import differences, fingerprint
+from store.identity import fingerprint
+from store.places.place import Place
+from store.rows import Encoding
 
-
-class UnclearCache(InputError):
-    """Several caches of one encoder fit a study, and nothing says which one is meant."""
+VIEWS = "views"  # the slug of a study's views store: masks and pixel hashes
 
 
 def dataset_of(study: Study) -> Dataset:
@@ -98,8 +97,9 @@ def source_pixels_per_tile_pixel(study: Study, record: ImageRecord) -> float:
 class Workspace:
     """Everything that follows from a study file, computed on first use and kept.
 
-    ``cache``: folder of the stores (default: the study's ``cache.root``); ``runs``: folder of results; ``dtype``: the
-    precision in which encoders are run and whose caches are meant, "auto" for whichever there is.
+    ``cache``: folder of the stores; ``runs``: folder of results; ``dtype``: the precision in which encoders are run and
+    whose caches are meant, "auto" for whichever there is; ``origin``: the place elsewhere whose caches ``cache`` holds
+    copies of, where the study's ``cache.root`` is a URL.
     """
 
     study: Study
@@ -107,6 +107,7 @@ class Workspace:
     runs: Path
     threads: int
     dtype: AskedDtype = "auto"
+    origin: Place | None = None
 
     @property
     def results(self) -> Path:
@@ -187,6 +188,10 @@ class Workspace:
         held_out = [*self.tiles["val"], *self.tiles["test"]]
         return planned_views(self.tiles["train"], held_out, self.study.views.per_tile)
 
+    def keys_of(self, slug: str) -> list[ViewKey]:
+        """Return where the study's views are in a store of this slug: in the views store, or in a feature cache."""
+        return [view.mask_key if slug == VIEWS else view.key for view in self.views]
+
     @cached_property
     def recipe(self) -> Recipe:
         """The augmentation recipe."""
@@ -206,11 +211,21 @@ class Workspace:
         """The key of the views store, whether it is at hand or not."""
         return fingerprint(self._masks_identity)
 
+    @property
+    def wanted_masks(self) -> Wanted:
+        """The views store, as the study asks for it."""
+        return Wanted("masks", VIEWS, self._masks_identity)
+
+    def masks_here(self) -> GridStore | None:
+        """Return the views store if it is in the cache folder."""
+        stores = (store for store in GridStore.beside(self.cache, VIEWS) if store.key == self.masks_key)
+        return next(stores, None)
+
     def masks_store(self, *, create: bool) -> GridStore:
         """The views store: masks and pixel hashes of every view."""
         return GridStore.at(
             self.cache,
-            "views",
+            VIEWS,
             self._masks_identity,
             mask_spec(self.study.data.tile_px),
             {"study": self.study.name},
@@ -219,16 +234,16 @@ class Workspace:
 
     def describe(self, encoder: str) -> Description:
         """Return what is known of an encoder, at the study's tile size, without its weights."""
-        return describe_encoder(encoder, tile_px=self.study.data.tile_px, fit=self.study.encoders.fit)
+        return self.backbones.describe(encoder)
 
     @cached_property
-    def _weights(self) -> dict[str, Path]:
-        """The weights that the study names, by canonical name. Raises :class:`InputError` for an unknown encoder."""
-        return {canonical_name(name): Path(path) for name, path in self.study.encoders.weights.items()}
+    def backbones(self) -> Backbones:
+        """What the study says of its encoders."""
+        return Backbones(self.study)
 
     def weights_of(self, encoder: str) -> Path | None:
-        """Return the weights that the study names for a canonical name, or for the encoder whichever block is used."""
-        return self._weights.get(encoder, self._weights.get(encoder.partition("@")[0]))
+        """Return the weights that the study names for a canonical name; see :meth:`Backbones.weights_of`."""
+        return self.backbones.weights_of(encoder)
 
     def tokens_store(self, encoder: Encoder, *, create: bool) -> GridStore:
         """The feature cache of a loaded encoder over the study's views."""
@@ -236,51 +251,37 @@ class Workspace:
             self.cache,
             slug_of(encoder.name),
             self._tokens_identity(encoder.identity),
-            self._tokens_spec(encoder.grid),
+            self.tokens_spec(encoder.grid),
             encoder.provenance,
             create=create,
+        )
+
+    def wanted_tokens(self, encoder: str, weights: Path | None) -> Wanted:
+        """Return the cache that the study asks for of an encoder, as far as it is known without loading it.
+
+        The precision counts where ``dtype`` says one; ``weights`` decide among caches that are otherwise alike.
+        Raises :class:`InputError` for an encoder that is not known.
+        """
+        about = self.describe(encoder)
+        known = {} if self.dtype == "auto" else {"compute_dtype": self.dtype}
+        return Wanted(
+            title=encoder,
+            slug=slug_of(about.name),
+            identity=self._tokens_identity({**about.identity, **known}),
+            weights=None if weights is None else weights_at_hand(encoder, weights),
         )
 
     def find_tokens(self, encoder: str, weights: Path | None) -> GridStore:
         """Find an encoder's cache without loading it, as someone without the weights has to.
 
-        All that is known without weights must match, and the precision where ``dtype`` says one. Where several caches
-        do (made from other weight files or in another precision), ``weights`` decides by its sha256. Raises
-        :class:`InputError` when there is none, naming what differs in the nearest one, and :class:`UnclearCache` when
-        the choice is not clear.
+        Raises :class:`InputError` when there is none, naming what differs in the nearest one, and
+        :class:`pipeline.choosing.UnclearCache` when the choice is not clear.
         """
-        about = self.describe(encoder)
-        known = {} if self.dtype == "auto" else {"compute_dtype": self.dtype}
-        wanted = self._tokens_identity({**about.identity, **known})
-        slug = slug_of(about.name)
-        stores = GridStore.beside(self.cache, slug)
-        fits = [store for store in stores if not _known_differences(store, wanted)]
-        file = None if weights is None else weights_at_hand(encoder, weights)
-        if fits and file is not None:
-            digest = file_sha256(file)
-            if not any(_made_from(store, digest) for store in fits):
-                raise InputError(
-                    f"The cache of {encoder} was made from other weights than {file} (sha256 {digest[:12]})",
-                    where=fits[0].path,
-                    remedy="Extract with these weights, or leave them out to use what is cached.",
-                )
-            fits = [store for store in fits if _made_from(store, digest)]
-        if len(fits) == 1:
-            return fits[0]
-        if fits:
-            made = (store.identity["encoder"] for store in fits)
-            how = (f"{one.get('compute_dtype')} from weights {str(one.get('weights'))[:12]}" for one in made)
-            raise UnclearCache(
-                f"{len(fits)} caches of {encoder} fit this study, made in {' and in '.join(how)}",
-                where=", ".join(store.path.name for store in fits),
-                remedy="Give --dtype or --weights FILE, or move the ones not wanted to another cache folder.",
-            )
-        nearest = min((_known_differences(store, wanted) for store in stores), key=len, default=[])
-        differs = f"; the nearest one differs in {'; '.join(nearest)}" if nearest else ""
-        raise InputError(
-            f"There is no cache of {encoder} for this study{differs}",
+        wanted = self.wanted_tokens(encoder, weights)
+        return wanted.choose(
+            {store.path.name: store for store in GridStore.beside(self.cache, wanted.slug)},
             where=self.cache,
-            remedy=f"Extract it first: frostgrid extract STUDY --encoder {encoder}.",
+            remedy=f"Extract it: frostgrid extract STUDY --encoder {encoder}.",
         )
 
     def _tokens_identity(self, encoder: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,21 +291,12 @@ class Workspace:
             "encoding": self.study.cache.encoding,
         }
 
-    def _tokens_spec(self, grid: TokenGrid) -> GridSpec:
-        return GridSpec("tokens", (grid.d, grid.h, grid.w), "float16", ("d", "h", "w"))
+    def tokens_spec(self, grid: TokenGrid) -> GridSpec:
+        """Return what a feature cache of the study keeps of one view: a token grid in the study's encoding."""
+        encoding: Encoding = "int8" if self.study.cache.encoding == "int8" else "exact"
+        return GridSpec("tokens", (grid.d, grid.h, grid.w), "float16", ("d", "h", "w"), encoding)
 
 
 def slug_of(encoder: str) -> str:
     """Return an encoder's canonical name as files have it."""
     return encoder.replace("@", "-block")
-
-
-def _made_from(store: GridStore, digest: str) -> bool:
-    return bool(store.identity["encoder"].get("weights", digest) == digest)
-
-
-def _known_differences(store: GridStore, wanted: Mapping[str, Any]) -> list[str]:
-    """Where a cache differs from what is wanted, among the fields that are known without weights."""
-    found = dict(store.identity)
-    found["encoder"] = {name: found["encoder"].get(name) for name in wanted["encoder"]}
-    return [str(difference) for difference in differences(found, wanted)]

@@ -8,15 +8,20 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.backbones import Backbones
 from pipeline.console import bytes_text, duration_text
+from pipeline.study import Study
 from stages.encoders import (
+    Description,
     describe_encoder,
     encoder_card,
     encoder_flop,
     known_encoders,
     weights_at_hand,
+    weights_folder,
 )
 from stages.tiles.check import CheckReport
+from store.errors import FrostgridError
 
 
 def dice_table(summary: dict[str, Any]) -> Table:
@@ -49,11 +54,12 @@ def dice_table(summary: dict[str, Any]) -> Table:
 
 def plan_table(needs: dict[str, Any]) -> Table:
     """What a study needs before it runs."""
+    place = f" (copies of {escape(needs['place'])})" if needs["place"] else ""
     table = Table(
         title=f"{needs['study']}: {needs['tiles']['train']}/{needs['tiles']['val']}/{needs['tiles']['test']} tiles, "
         f"{needs['views']} views of {needs['tile_px']} px",
         caption=f"{bytes_text(needs['bytes'])} of token grids before compression, {bytes_text(needs['free'])} free at "
-        f"{needs['cache']}; {needs['seeds']} seed(s) of {needs['steps']} steps an encoder; times from "
+        f"{needs['cache']}{place}; {needs['seeds']} seed(s) of {needs['steps']} steps an encoder; times from "
         f"{needs['gflop_per_second']:.0f} GFLOP/s of float32 matrix products measured on this {needs['device']}",
     )
     for name in ("encoder", "grid", "views cached", "MB a view", "cache", "extract", "train"):
@@ -71,35 +77,52 @@ def plan_table(needs: dict[str, Any]) -> Table:
     return table
 
 
-def encoder_rows(px: int) -> list[dict[str, Any]]:
-    """Every known encoder at a tile side of ``px`` pixels, as JSON-able rows; no network is asked.
+def encoder_rows(px: int, study: Study | None = None) -> list[dict[str, Any]]:
+    """Every known encoder at a tile side of ``px`` pixels, or those of a study as it asks for them, as JSON-able rows.
 
-    ``gflop`` is 10⁹ FLOP of one view, a multiply-add being two. ``weights`` is the file on this machine: under
-    FROSTGRID_WEIGHTS or in the Hub's cache; None where there is none, or where ``parameters`` says that none is needed.
+    No network is asked. ``gflop`` is 10⁹ FLOP of one view, a multiply-add being two. ``weights`` is the file on this
+    machine: named by the study, under FROSTGRID_WEIGHTS or in the Hub's cache; None where there is none, or where
+    ``parameters`` says that none is needed. ``fault`` says why an encoder cannot be used; such a row may hold nothing
+    else. Raises :class:`InputError` where FROSTGRID_WEIGHTS is no folder.
     """
+    weights_folder()
+    told = None if study is None else Backbones(study)
     rows = []
-    for name in known_encoders():
-        about = describe_encoder(name, tile_px=px)
-        weights = weights_at_hand(name)
-        rows.append(
-            {
-                "name": about.name,
-                "aliases": list(encoder_card(name).aliases),
-                "title": about.title,
-                "parameters": about.parameters,
-                "d": about.grid.d,
-                "patch": about.patch,
-                "input_px": about.run_px,
-                "grid": [about.grid.h, about.grid.w],
-                "bytes_a_view": about.bytes_a_view,
-                "gflop": encoder_flop(name, tile_px=px) / 1e9,
-                "licence": about.licence,
-                "gated": about.gated,
-                "repo": about.repo,
-                "weights": None if weights is None else str(weights),
-            }
-        )
+    for reference in known_encoders() if study is None else study.encoders.names:
+        row: dict[str, Any] = {"name": reference, "aliases": list(encoder_card(reference).aliases)}
+        row |= dict.fromkeys(_ABOUT) | {"weights": None, "fault": None}
+        try:
+            about = describe_encoder(reference, tile_px=px) if told is None else told.describe(reference)
+            flop = encoder_flop(reference, tile_px=px) if told is None else told.flop(reference)
+            row |= _about(about, flop)
+            weights = weights_at_hand(reference) if told is None else told.weights_at_hand(reference)
+            row["weights"] = None if weights is None else str(weights)
+        except FrostgridError as error:
+            row["fault"] = str(error)
+        rows.append(row)
     return rows
+
+
+_ABOUT = (
+    "title", "parameters", "d", "patch", "input_px", "grid", "bytes_a_view", "gflop", "licence", "gated", "repo",
+)  # fmt: skip
+
+
+def _about(about: Description, flop: int) -> dict[str, Any]:
+    return {
+        "name": about.name,
+        "title": about.title,
+        "parameters": about.parameters,
+        "d": about.grid.d,
+        "patch": about.patch,
+        "input_px": about.run_px,
+        "grid": [about.grid.h, about.grid.w],
+        "bytes_a_view": about.bytes_a_view,
+        "gflop": flop / 1e9,
+        "licence": about.licence,
+        "gated": about.gated,
+        "repo": about.repo,
+    }
 
 
 def encoder_table(rows: Sequence[dict[str, Any]], px: int) -> Table:
@@ -125,9 +148,13 @@ def encoder_table(rows: Sequence[dict[str, Any]], px: int) -> Table:
     ):
         table.add_column(name, justify="left" if name in left else "right")
     for row in rows:
+        if row["parameters"] is None:
+            lacking = ("–",) * 9
+            table.add_row(escape(row["name"]), ", ".join(row["aliases"]), *lacking, escape(row["fault"]))
+            continue
         source = "Hub" if row["repo"] else "file"
         table.add_row(
-            row["name"],
+            escape(row["name"]),
             ", ".join(row["aliases"]),
             _count(row["parameters"]),
             str(row["d"]),
@@ -136,9 +163,15 @@ def encoder_table(rows: Sequence[dict[str, Any]], px: int) -> Table:
             "×".join(map(str, row["grid"])),
             f"{row['bytes_a_view'] / 1e6:.2f}",
             f"{row['gflop']:.0f}" if row["gflop"] else "–",
-            row["licence"],
+            escape(row["licence"]),
             "gated" if row["gated"] else "open",
-            "none needed" if row["parameters"] == 0 else "here" if row["weights"] else source,
+            escape(row["fault"])
+            if row["fault"]
+            else "none needed"
+            if row["parameters"] == 0
+            else "here"
+            if row["weights"]
+            else source,
         )
     return table
 

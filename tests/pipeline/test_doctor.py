@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from studykit import FOLDER, frostgrid, write_folder, write_study
 
-from stages.encoders import encoder_card, known_encoders
+from stages.encoders import encoder_card, known_encoders, plugins
 
 SECRET = "hf_thisTokenMustNeverBeSeenAnywhere"
 PENDING = "Your request to access model paige-ai/Virchow2 is awaiting a review from the repo authors."
@@ -154,3 +155,70 @@ def test_a_study_that_is_wrong_in_itself_is_refused_as_everywhere(tmp_path: Path
     refused = frostgrid("doctor", write_study(tmp_path, "[data\n"))
     assert refused.exit_code == 2
     assert "not valid TOML" in refused.stderr
+
+
+def test_the_folder_of_weights_is_told_with_what_it_holds_for_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert examined()["weights_folder"] is None
+    root = tmp_path / "weights"
+    (root / "uni_v1").mkdir(parents=True)
+    (root / "uni_v1" / "pytorch_model.bin").write_bytes(b"weights")
+    save_file(timm_model(tiny()).state_dict(), root / "tiny.safetensors")
+    monkeypatch.setenv("FROSTGRID_WEIGHTS", str(root))
+    assert examined()["weights_folder"]["holds"] == {"uni": str(root / "uni_v1" / "pytorch_model.bin")}
+    rows = [write_row(tmp_path, tiny()), write_row(tmp_path, tiny(name="absent")), "stain"]
+    text = FOLDER.format(root=write_folder(tmp_path / "data"))
+    study = write_study(tmp_path, text.replace('["stain"]', json.dumps(rows)))
+    at = ("--cache", tmp_path / "cache")
+    found = examined(study, *at, status=2)
+    assert found["weights_folder"]["holds"] == {"tiny": str(root / "tiny.safetensors")}
+    (fault,) = found["study"]["faults"]
+    assert f"({root}), which has none of absent/model.safetensors" in fault["remedy"]
+    assert "weights of tiny" in " ".join(frostgrid("doctor", study, *at).stdout.split())
+
+    for setting, words in (
+        (root / "tiny.safetensors", "names a file, not a folder"),
+        (root / "typo", "names a folder that does not exist"),
+    ):
+        monkeypatch.setenv("FROSTGRID_WEIGHTS", str(setting))
+        assert words in examined()["weights_folder"]["fault"]
+        found = examined(study, *at, status=2)
+        (fault,) = found["study"]["faults"]  # once, not once an encoder
+        assert words in fault["what"]
+        assert (found["weights_folder"]["exists"], found["weights_folder"]["folder"]) == (False, str(setting))
+
+
+def test_installed_encoders_that_cannot_be_used_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [EntryPoint(name, "no_such_package:encoder", plugins.GROUP) for name in ("broken", "uni")]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
+    plugins.plugins.cache_clear()
+    try:
+        faults = examined()["plugin_faults"]
+        shown = frostgrid("doctor").stdout
+    finally:
+        plugins.plugins.cache_clear()
+    broken, taken = faults
+    assert "'broken' cannot be imported" in broken["what"]
+    assert "'uni', which is an encoder of the table" in taken["what"]
+    assert "Installed encoders that cannot be used" in shown
+    assert "Rename its entry point" in shown
+
+
+def test_a_finished_cache_needs_no_whole_weights_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "weights"
+    root.mkdir()
+    monkeypatch.setenv("FROSTGRID_WEIGHTS", str(root))
+    save_file(timm_model(tiny()).state_dict(), root / "tiny.safetensors")
+    text = FOLDER.format(root=write_folder(tmp_path / "data"))
+    study = write_study(tmp_path, text.replace('["stain"]', json.dumps([write_row(tmp_path, tiny())])))
+    at = ("--cache", tmp_path / "cache")
+    assert frostgrid("extract", study, *at, "--runs", tmp_path / "runs").exit_code == 0
+    (root / "tiny.safetensors").write_bytes(b"<html>")
+    assert not examined(study, *at)["study"]["faults"]
+    assert frostgrid("extract", study, *at, "--runs", tmp_path / "runs").exit_code == 0
+    shutil.rmtree(tmp_path / "cache")
+    (fault,) = examined(study, *at, status=2)["study"]["faults"]
+    assert "web page" in fault["what"]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub_server import HubServer, use_hub
-from studykit import frostgrid
+from studykit import SMALL_DEMO, frostgrid, write_study
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from stages.encoders import encoder_flop, known_encoders, vit
+from stages.encoders import encoder_flop, known_encoders, plugins
+from stages.encoders.architecture import build
 from stages.encoders.inputs import run_px
 from stages.encoders.table import TimmRow, table
 
@@ -72,6 +77,57 @@ def _row(name: str) -> TimmRow:
 @pytest.mark.parametrize(
     ("reference", "layer"), [("kaiko-vits8", 12), ("dinov2-s14@7", 7), ("dinov3-s16@1", 1)]
 )
-def test_counting_two_blocks_tells_what_all_of_them_cost(reference: str, layer: int) -> None:
+def test_counting_one_block_tells_what_all_of_them_cost(reference: str, layer: int) -> None:
     row = _row(reference.partition("@")[0])
-    assert encoder_flop(reference, tile_px=224) == vit.flop(row, layer, run_px(224, row.patch))
+    px = run_px(224, row.patch)
+    model = build(row, px)
+    model.blocks = model.blocks[:layer]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.forward_features(torch.empty(1, 3, px, px, device="meta"))
+    assert encoder_flop(reference, tile_px=224) == counter.get_total_flops()
+
+
+def test_a_study_lists_its_own_encoders_at_its_sizes(tmp_path: Path) -> None:
+    text = SMALL_DEMO.replace('["stain", "pixels"]', '["conch", "uni", "stain"]')
+    text = text.replace("tile_px = 48", "tile_px = 512") + "[encoders.input_px]\nCONCH = 448\n"
+    study = write_study(tmp_path, text)
+    rows = listed("--study", str(study))
+    assert {name: (row["input_px"], row["grid"]) for name, row in rows.items()} == {
+        "conch": (448, [28, 28]),
+        "uni": (512, [32, 32]),
+        "stain": (512, [32, 32]),
+    }
+    assert rows["conch"]["gflop"] == encoder_flop("conch", tile_px=448) / 1e9
+    assert "28×28" in frostgrid("encoders", "--study", study).stdout
+
+
+def test_a_fault_of_one_encoder_is_told_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "weights"
+    for file in ("uni/pytorch_model.bin", "uni.pth"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(file)
+    monkeypatch.setenv("FROSTGRID_WEIGHTS", str(root))
+    broken = EntryPoint("broken", "no_such_package:encoder", plugins.GROUP)
+    taken = EntryPoint("Virchow", "no_such_package:encoder", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [broken, taken])
+    plugins.plugins.cache_clear()
+    try:
+        rows = listed()
+        shown = frostgrid("encoders").stdout
+    finally:
+        plugins.plugins.cache_clear()
+    faults = {name: row["fault"] for name, row in rows.items() if row["fault"]}
+    assert faults.keys() == {"uni", "broken", "virchow"}
+    assert "several weights of uni that differ" in faults["uni"]
+    assert rows["uni"]["parameters"] == 303_350_784
+    assert "cannot be imported" in faults["broken"]
+    assert "Rename its entry point" in faults["virchow"]
+    for part in ("broken", "virchow2", "stain"):
+        assert part in shown
+
+
+def test_a_folder_of_weights_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROSTGRID_WEIGHTS", str(tmp_path / "typo"))
+    refused = frostgrid("encoders")
+    assert refused.exit_code == 2
+    assert "names a folder that does not exist" in refused.stderr

@@ -154,10 +154,14 @@ def test_an_unfinished_cache_is_not_verified_as_whole(tmp_path: Path) -> None:
     assert "8 of 16 planned views are not written" in verified.stderr
 
 
-def test_a_url_is_refused_as_a_cache(study: Path, tmp_path: Path) -> None:
-    refused = frostgrid("extract", study, "--cache", "s3://bucket/cache", "--runs", tmp_path / "runs")
-    assert refused.exit_code == 2
-    assert "s3://bucket/cache" in refused.stderr
+def test_a_url_that_cannot_be_used_is_refused_before_anything_is_computed(
+    study: Path, tmp_path: Path
+) -> None:
+    for url in ("nonsense://bucket/cache", "s3://"):
+        refused = frostgrid("extract", study, "--cache", url, "--runs", tmp_path / "runs")
+        assert refused.exit_code == 2
+        assert url in refused.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_two_trainings_at_once_end_in_the_same_runs(study: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""The outermost group of commands: how a command ends that cannot do what it is asked."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from store.errors import FrostgridError
+
+
+class ExplainingGroup(click.Group):
+    """Ends with the explained error and its exit status instead of a trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except FrostgridError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_status)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output left: nothing to report, nobody to report it to
+            ctx.exit(1)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            what = f"{error.strerror} [{error.filename}]"
+            click.echo(f"Error: {what}. Check the path, its rights and the free space.", err=True)
+            ctx.exit(1)

@@ -1,0 +1,150 @@
+"""The commands that run a study: extract, train, report, run and plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import (
+    batch_option,
+    cached_dtype_option,
+    compile_option,
+    device_option,
+    dtype_option,
+    encoder_option,
+    json_option,
+    seeds_option,
+    weights_option,
+    works_on_study,
+)
+from pipeline.console import Talk, print_json, print_table
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+
+
+@click.command()
+@encoder_option
+@weights_option
+@device_option
+@dtype_option
+@batch_option
+@compile_option
+@works_on_study
+def extract(
+    workspace: Workspace,
+    talk: Talk,
+    encoders: Sequence[str],
+    weights: Path | None,
+    device: str | None,
+    batch: int | None,
+    compiled: bool,
+) -> None:
+    """Stage one: write the token grids of every view to the feature caches. Resumes where it was stopped."""
+    from pipeline import engine
+
+    engine.extract_all(
+        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
+    )
+
+
+@click.command()
+@encoder_option
+@weights_option
+@seeds_option
+@device_option
+@cached_dtype_option
+@works_on_study
+def train(
+    workspace: Workspace,
+    talk: Talk,
+    encoders: Sequence[str],
+    weights: Path | None,
+    seeds: int | None,
+    device: str | None,
+) -> None:
+    """Stage two: train the decoder from the cached grids, once a seed. Finished runs are kept."""
+    from pipeline import engine
+
+    engine.train_all(workspace, encoders, talk, weights=weights, seeds=seeds, device=device)
+
+
+@click.command()
+@seeds_option
+@cached_dtype_option
+@json_option
+@works_on_study
+def report(
+    workspace: Workspace,
+    talk: Talk,
+    seeds: int | None,
+    as_json: bool,
+) -> None:
+    """Print the table of Dice; write results.csv, tiles.csv, summary.json and pictures to runs/<study>/."""
+    _report(workspace, seeds, as_json, talk)
+
+
+@click.command()
+@encoder_option
+@weights_option
+@seeds_option
+@device_option
+@dtype_option
+@batch_option
+@compile_option
+@json_option
+@works_on_study
+def run(
+    workspace: Workspace,
+    talk: Talk,
+    encoders: Sequence[str],
+    weights: Path | None,
+    seeds: int | None,
+    device: str | None,
+    batch: int | None,
+    compiled: bool,
+    as_json: bool,
+) -> None:
+    """Extract, train and report in one go; what is already there is kept."""
+    from pipeline import engine
+
+    engine.extract_all(
+        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
+    )
+    engine.train_all(workspace, encoders, talk, weights=weights, seeds=seeds, device=device)
+    _report(workspace, seeds, as_json, talk)
+
+
+def _report(workspace: Workspace, seeds: int | None, as_json: bool, talk: Talk) -> None:
+    from pipeline.report import make_report
+    from pipeline.report.tables import dice_table
+
+    summary = make_report(workspace, seeds, talk)
+    if as_json:
+        print_json(summary)
+    else:
+        print_table(dice_table(summary))
+
+
+@click.command()
+@seeds_option
+@json_option
+@works_on_study
+def plan(
+    workspace: Workspace,
+    talk: Talk,
+    seeds: int | None,
+    as_json: bool,
+) -> None:
+    """Say what a study needs before anything runs: tiles, views, bytes of each cache, arithmetic."""
+    from pipeline.needs import plan as needed
+    from pipeline.report.tables import plan_table
+
+    needs = needed(workspace, seeds)
+    if as_json:
+        print_json(needs)
+    else:
+        print_table(plan_table(needs))

@@ -1,0 +1,76 @@
+"""What a study needs, said before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.engine import chosen_device, jobs
+from pipeline.job import Job
+from pipeline.staging import found_elsewhere
+from pipeline.workspace import Workspace
+from stages.cost import decoder_step_flop, gemm_rate
+from stages.tiles.dataset import SPLITS
+from store import ViewKey
+from store.errors import InputError
+
+
+def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
+    """Return what a study needs: tiles, views, bytes and arithmetic of each encoder, and an estimate of the time.
+
+    FLOP count a multiplication and an addition as two; times are FLOP over the matrix-product rate measured on this
+    machine now, and for the textbook form of the decoder: estimates, made before anything runs.
+    """
+    device = chosen_device(None)
+    rate = gemm_rate(device)
+    count = seeds or work.study.train.seeds
+    train = work.study.train
+    tiles = {split: len(work.tiles[split]) for split in SPLITS}
+    rows = []
+    for job in jobs(work, (), seeds):
+        encoder = work.backbones.flop(job.reference) * len(work.views)
+        bytes_a_view = work.tokens_spec(job.about.grid).stored_nbytes
+        step = decoder_step_flop(job.settings.decoder, job.geometry, job.settings.options)
+        decoder = step * tiles["train"] * train.epochs * count
+        rows.append(
+            {
+                "encoder": job.encoder,
+                "grid": list(asdict(job.about.grid).values()),
+                "bytes_a_view": bytes_a_view,
+                "bytes": bytes_a_view * len(work.views),
+                "views_cached": len(work.views) - len(_missing(job)),
+                "encoder_flop": encoder,
+                "encoder_seconds": encoder / rate,
+                "decoder_flop": decoder,
+                "decoder_seconds": decoder / rate,
+            }
+        )
+    folder = next(path for path in (work.cache.absolute(), *work.cache.absolute().parents) if path.is_dir())
+    return {
+        "study": work.study.name,
+        "tile_px": work.study.data.tile_px,
+        "tiles": tiles,
+        "views": len(work.views),
+        "seeds": count,
+        "steps": -(-tiles["train"] // train.batch) * train.epochs,
+        "cache": str(work.cache),
+        "place": None if work.origin is None else work.origin.url,
+        "free": shutil.disk_usage(folder).free,
+        "bytes": sum(row["bytes"] for row in rows),
+        "device": device.type,
+        "gflop_per_second": rate / 1e9,
+        "encoders": rows,
+    }
+
+
+def _missing(job: Job) -> list[ViewKey]:
+    keys = [view.key for view in job.work.views]
+    try:
+        missing = job.tokens.reader().missing(keys)
+    except InputError:  # there is no such cache yet
+        missing = keys
+    if not missing:
+        return []
+    there = found_elsewhere(job.work, job.reference, job.weights)
+    return [key for key in missing if key not in there]
