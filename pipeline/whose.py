@@ -52,10 +52,7 @@ def _makers(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for file in sorted(root.glob("*/cache.json")):
         try:
             made = GridStore.open(file.parent).identity.get("encoder")
-        except (
-            InputError,
-            VerificationError,
-        ):  # of another version, or damaged: frostgrid cache verify tells
+        except FrostgridError:  # of another version, or damaged: frostgrid cache verify tells
             continue
         if isinstance(made, Mapping):
             yield file.parent, made

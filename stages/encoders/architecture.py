@@ -13,7 +13,7 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.layers.norm import LayerNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.encoders.table import TimmRow
+from stages.encoders.table import TimmRow, table
 from store.errors import InputError, InputErrors
 
 _MLP_LAYERS: Mapping[str, Any] = {"SwiGLUPacked": SwiGLUPacked}
@@ -127,6 +127,24 @@ def stored_shapes(row: TimmRow) -> Mapping[str, tuple[int, ...]]:
     return shapes
 
 
+@cache
 def parameters(row: TimmRow) -> int:
-    """Return the number of weights of the row's encoder."""
-    return sum(torch.Size(shape).numel() for shape in stored_shapes(row).values())
+    """Return the number of weights of the row's encoder.
+
+    A row of the table is counted with one block, since all have the same shapes; a user's is built whole and
+    compared with what it says, as those of the table are where weights are loaded. Raises ``InputErrors`` as
+    :func:`stored_shapes` does.
+    """
+    if table().get(row.name) is not row:
+        return sum(torch.Size(shape).numel() for shape in stored_shapes(row).values())
+    model = build(shallow(row), (row.checkpoint_grid or 1) * row.patch)
+    return _count(model) + (row.depth - 1) * _count(model.blocks[0])
+
+
+def shallow(row: TimmRow) -> TimmRow:
+    """Return the row with one block: every block is like another, so that one tells of up to forty."""
+    return row.model_copy(update={"kwargs": row.kwargs.model_copy(update={"depth": 1})})
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(tensor.numel() for tensor in model.state_dict().values())

@@ -13,6 +13,7 @@ from store.errors import InputError
 Fit = Literal["resize", "pad"]
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
 AskedDtype = Literal["auto", "float32", "float16", "bfloat16"]
+Sharing = Literal["allowed", "forbidden", "unclear"]
 
 EXTRACTOR_REVISION: Final = 1
 """Part of every identity. To be raised with any change of this package that changes tokens."""
@@ -65,7 +66,8 @@ class Description:
 
     ``run_px`` is the side the encoder runs at (a multiple of ``patch``); ``layer`` and ``depth`` are None for an
     encoder without blocks; ``repo`` is None where the weights are not on the Hugging Face Hub; ``identity`` is the part
-    of the loaded encoder's identity that needs no weights: all but the weights' sha256 and the precision.
+    of the loaded encoder's identity that needs no weights: all but the weights' sha256 and the precision. ``share``
+    says whether the licence lets its tokens be passed on; ``float32_only`` that no other precision can be asked for.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Description:
     gated: bool
     repo: str | None
     identity: Mapping[str, Any]
+    share: Sharing = "unclear"
+    float32_only: bool = False
 
     @property
     def bytes_a_view(self) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +26,8 @@ _WRAPPERS: Final = ("state_dict", "model", "teacher")
 _AGAIN: Final = (
     "Download or copy it again, and compare its size and sha256 with the source; best take safetensors."
 )
+_TENSORS_ONLY: Final = "Get the weights as .safetensors, or have someone you trust save the bare state_dict."
+_RUNS_CODE: Final = ("builtins", "importlib", "nt", "os", "posix", "runpy", "shutil", "subprocess", "sys")
 _HEADER_LIMIT: Final = 100_000_000  # the safetensors format's own bound on its JSON header
 
 
@@ -37,13 +42,44 @@ def read_checkpoint(path: Path) -> StateDict:
 
     Reads safetensors, and PyTorch files through ``torch.load(weights_only=True)``; which of them is told by the
     content, not by the name. Unwraps ``state_dict``, ``model`` and ``teacher``, strips ``module.``. Raises
-    ``InputError`` for a file that is missing, truncated, not a checkpoint, or a pickle that wants to run code.
+    ``InputError`` for a file that is missing, truncated, not a checkpoint, or a pickle that holds more than tensors.
     """
+    return _read(path, load_file, partial(torch.load, map_location="cpu", weights_only=True))
+
+
+def read_shapes(path: Path) -> StateDict:
+    """Return what :func:`read_checkpoint` would as tensors without values, on the meta device.
+
+    Only the header of the file is read, except from PyTorch files in the form of before 2020. Raises ``InputError`` as
+    :func:`read_checkpoint` does for whatever shows in the header.
+    """
+    return {
+        name: tensor.to("meta") for name, tensor in _read(path, _safetensors_shapes, _torch_mapped).items()
+    }
+
+
+def _safetensors_shapes(path: Path) -> StateDict:
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if path.stat().st_size != end:
+        raise ValueError(f"its header speaks of {end:,} bytes")
+    return {name: torch.empty(tensor["shape"], device="meta") for name, tensor in header.items()}
+
+
+def _torch_mapped(path: Path) -> Any:
+    in_zip = zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
+
+
+def _read(path: Path, safetensors: Callable[[Path], StateDict], pickled: Callable[[Path], Any]) -> StateDict:
     form = _form(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of them is said by the errors below
-            content = load_file(path) if form == "safetensors" else torch.load(path, "cpu", weights_only=True)
+            content = safetensors(path) if form == "safetensors" else pickled(path)
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
@@ -51,6 +87,12 @@ def read_checkpoint(path: Path) -> StateDict:
     except Exception as error:  # bytes from elsewhere can break a parser in any way
         if "TorchScript" in str(error):
             raise _refused("a TorchScript archive, which holds code", path) from None
+        if "Cannot allocate memory" in str(error):  # in the words of the C library, through either parser
+            raise InputError(
+                f"there is not enough memory to read the weights file ({path.stat().st_size:,} bytes)",
+                where=path,
+                remedy="End other programs, or use a machine with more memory.",
+            ) from None
         first_line = (str(error).splitlines() or [""])[0]
         raise InputError(
             f"the weights file cannot be read to its end: it is truncated or damaged ({path.stat().st_size:,} bytes; "
@@ -133,14 +175,21 @@ def _refused(what: str, path: Path) -> InputError:
     return InputError(
         f"the weights file is {what}; frostgrid loads tensors only and has no unsafe fallback",
         where=path,
-        remedy="Get the weights as .safetensors, or have someone you trust save the bare state_dict.",
+        remedy=_TENSORS_ONLY,
     )
 
 
 def _pickle_fault(error: pickle.UnpicklingError, path: Path) -> InputError:
     asked = re.search(r"GLOBAL\s+(\w+(?:\.\w+)+)\s", str(error))
     if asked:
-        return _refused(f"a pickle that would run code when loaded (it asks for {asked[1]})", path)
+        if asked[1].partition(".")[0] in _RUNS_CODE:
+            return _refused(f"a pickle that would run code when loaded (it asks for {asked[1]})", path)
+        return InputError(
+            f"the weights file holds Python objects ({asked[1]}) beside its tensors; frostgrid loads tensors only and "
+            "has no unsafe fallback",
+            where=path,
+            remedy=_TENSORS_ONLY,
+        )
     return InputError(
         "the weights file cannot be read as tensors: it is truncated or damaged, or a pickle of something else; "
         "frostgrid loads tensors only and has no unsafe fallback",

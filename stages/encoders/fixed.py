@@ -48,15 +48,16 @@ _TOKENS: Final[Mapping[str, Callable[[torch.Tensor, FixedRow], torch.Tensor]]] =
 }
 
 
-def describe(row: FixedRow, *, tile_px: int, fit: Fit) -> Description:
-    """Return what the encoder is. Raises ``InputError`` for a row that no code belongs to, or an impossible tile."""
+def describe(row: FixedRow, *, tile_px: int, fit: Fit, input_px: int | None = None) -> Description:
+    """Return what the encoder is. Raises ``InputError`` for a row that no code belongs to, or an impossible size."""
     if row.name not in _TOKENS:
         raise InputError(
             f"the family 'fixed' is for {' and '.join(_TOKENS)} only",
             where=row.name,
             remedy="Use the family 'timm', or bring an encoder of your own by an entry point.",
         )
-    px = run_px(tile_px, row.patch)
+    px = run_px(tile_px, row.patch, input_px)
+    fit = fit if input_px is None else "resize"
     side = px // row.patch
     return Description(
         name=row.name,
@@ -84,11 +85,20 @@ def describe(row: FixedRow, *, tile_px: int, fit: Fit) -> Description:
             "mean": None if row.mean is None else list(row.mean),
             "std": None if row.std is None else list(row.std),
         },
+        share=row.share,
+        float32_only=True,
     )
 
 
 def load(
-    row: FixedRow, *, tile_px: int, weights: Path | None, fit: Fit, device: torch.device, dtype: AskedDtype
+    row: FixedRow,
+    *,
+    tile_px: int,
+    weights: Path | None,
+    fit: Fit,
+    input_px: int | None,
+    device: torch.device,
+    dtype: AskedDtype,
 ) -> FixedEncoder:
     """Return the encoder. Always computed in float32.
 
@@ -101,7 +111,7 @@ def load(
         raise InputError(
             f"{row.name} is computed in float32, not in {dtype}", where="dtype", remedy="Leave the dtype out."
         )
-    return FixedEncoder(row, describe(row, tile_px=tile_px, fit=fit), device)
+    return FixedEncoder(row, describe(row, tile_px=tile_px, fit=fit, input_px=input_px), device)
 
 
 class FixedEncoder:

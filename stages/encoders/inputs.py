@@ -11,11 +11,21 @@ from stages.encoders.base import Fit
 from store.errors import InputError
 
 
-def run_px(tile_px: int, patch: int) -> int:
+def run_px(tile_px: int, patch: int, input_px: int | None = None) -> int:
     """Return the side an encoder runs at: the smallest multiple of ``patch`` that is not below ``tile_px``.
 
-    Raises ``InputError`` for a tile smaller than one patch.
+    ``input_px`` is another side that was asked for. Raises ``InputError`` for one that is no multiple of ``patch``, and
+    for a tile smaller than one patch.
     """
+    if input_px is not None:
+        below = input_px // patch * patch
+        if below != input_px or input_px < patch:
+            raise InputError(
+                f"an input of {input_px} px is no multiple of the encoder's patch of {patch} px",
+                where="encoders.input_px",
+                remedy=f"Use {f'{below} or ' if below > 0 else ''}{max(below, 0) + patch}.",
+            )
+        return input_px
     if tile_px < patch:
         raise InputError(
             f"a tile of {tile_px} px is smaller than one patch of {patch} px",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.encoders.plugins import Plugin, plugins
-from stages.encoders.table import EncoderRow, FixedRow, TimmRow, read_row, spelling, spellings, table
+from stages.encoders.table import EncoderRow, TimmRow, read_row, spelling, spellings, table
 from store.errors import InputError
 
 
@@ -29,13 +29,13 @@ class Reference:
 
 def known_encoders() -> tuple[str, ...]:
     """Return the names of all encoders: the table's in its order, then those of installed plug-ins."""
-    return (*table(), *plugins())
+    return (*table(), *(plugin.name for plugin in plugins().values() if not plugin.takes_a_name))
 
 
 def parse_reference(text: str) -> Reference:
     """Return the encoder that ``text`` names.
 
-    ``name`` is a row of the table or an alias of one (case, and ``_`` for ``-``, do not matter), an installed plug-in,
+    ``name`` is a row of the table or an alias of one, an installed plug-in (case, and ``_`` for ``-``, do not matter),
     or a path that ends in ``.toml``; ``@LAYER`` may follow.
     Raises ``InputError`` for an unknown name (naming the nearest known), a layer that is not a whole number or that
     the encoder does not have, and whatever is wrong with the TOML file.
@@ -64,11 +64,15 @@ def parse_reference(text: str) -> Reference:
 def _find(name: str) -> EncoderRow | Plugin:
     if name.endswith(".toml"):
         return read_row(Path(name))
+    installed = plugins()
+    # one that takes a name of the table comes first, to be refused as soon as it is asked anything
+    plugin = installed.get(spelling(name))
+    if plugin is not None:
+        return plugin
     listed = spellings().get(spelling(name))
-    found: TimmRow | FixedRow | Plugin | None = table()[listed] if listed else plugins().get(name)
-    if found is not None:
-        return found
-    near = difflib.get_close_matches(spelling(name), [*spellings(), *plugins()], n=3, cutoff=0.5)
+    if listed is not None:
+        return table()[listed]
+    near = difflib.get_close_matches(spelling(name), [*spellings(), *installed], n=3, cutoff=0.5)
     meant = dict.fromkeys(spellings().get(guess, guess) for guess in near)
     hint = f"Did you mean {' or '.join(meant)}? " if meant else ""
     raise InputError(

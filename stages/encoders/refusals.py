@@ -69,16 +69,18 @@ def page_of(repo: str) -> str:
 
 
 def explained(
-    error: Exception, name: str, repo: str, revision: str, files: tuple[str, ...]
+    error: Exception, name: str, repo: str, revision: str, files: tuple[str, ...], given: str
 ) -> FrostgridError:
     """Return the error to show for what huggingface_hub raised when ``files`` of ``repo`` were asked for.
+
+    ``given`` ends the sentence on how they can be given by hand.
 
     A :class:`RefusedByHub` where another token, some patience or a network would help, an ``InputError`` where the
     repository, the revision or the files do not exist. Nothing of the server's answer is repeated in it, since a
     careless server could repeat the token.
     """
     page = page_of(repo)
-    by_hand = f"Or download it from {page} elsewhere and give the file with --weights."
+    by_hand = f"Or download it from {page} elsewhere and give the file {given}"
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled) and constants.HF_HUB_OFFLINE:

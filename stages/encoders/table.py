@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from functools import cache
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from stages.encoders.base import ComputeDtype
+from stages.encoders.base import ComputeDtype, Sharing
 from store.errors import InputError, InputErrors
 
 PosPolicy = Literal["timm", "hf", "offset0.1", "bilinear", "rope", "none"]
@@ -28,11 +29,13 @@ KeyMap = Literal[
     "dinov2_native",
     "dinov3_native",
 ]
-Sharing = Literal["allowed", "forbidden", "unclear"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
-Triple = tuple[float, float, float]
-Spread = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Revision = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$", max_length=255)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Std = Annotated[float, Field(gt=0, le=1)]
+Centre = tuple[_Mean, _Mean, _Mean]
+Spread = tuple[_Std, _Std, _Std]
 
 
 class _Strict(BaseModel):
@@ -70,7 +73,7 @@ class FixedRow(_Row):
     """An encoder without weights, computed by the code that bears its name (fixed.py)."""
 
     family: Literal["fixed"]
-    mean: Triple | None = None
+    mean: Centre | None = None
     std: Spread | None = None
 
 
@@ -87,13 +90,13 @@ class TimmRow(_Row):
     checkpoint_grid: Positive | None = None
     no_embed_class: bool | None = None
     channels_apart: bool = False
-    mean: Triple
+    mean: Centre
     std: Spread
     pos_policy: PosPolicy
     compute_dtype: ComputeDtype
     gated: bool
     hub_repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
-    revision: str | None = None
+    revision: Revision | None = None
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     layer: Positive | None = None
     paper: Annotated[str, Field(pattern=r"^\d+(\.\d)?[MB] / (\d+|–)$")] | None = None
@@ -212,5 +215,10 @@ def _fault(detail: ErrorDetails, source: str) -> InputError:
         hint = f"; nearest known: {near[0]}" if near else ""
         return InputError(f"unknown field {field!r}{hint}", where=source)
     given = detail["input"]
+    if detail["type"] == "union_tag_not_found":
+        return InputError('family: field required, "timm" for a vision transformer', where=source)
+    if detail["type"] == "tuple_type" and isinstance(given, str):
+        return InputError(f"{field}: give a list, as in {field} = [{json.dumps(given)}]", where=source)
     shown = f" (given {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return InputError(f"{field}: {detail['msg'][:1].lower()}{detail['msg'][1:]}{shown}", where=source)
+    of = "; mean and std are of RGB scaled to [0, 1]" if path[:1] in (["mean"], ["std"]) else ""
+    return InputError(f"{field}: {detail['msg'][:1].lower()}{detail['msg'][1:]}{shown}{of}", where=source)

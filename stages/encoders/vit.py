@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.encoders.architecture import build, fill_computed_buffers, parameters, stored_shapes
+from stages.encoders.architecture import build, fill_computed_buffers, parameters, shallow, stored_shapes
 from stages.encoders.base import (
     EXTRACTOR_REVISION,
     AskedDtype,
@@ -22,7 +22,7 @@ from stages.encoders.base import (
     checked_tokens,
     checked_views,
 )
-from stages.encoders.checkpoint import Shape, StateDict, covered, file_sha256, read_checkpoint
+from stages.encoders.checkpoint import Shape, StateDict, covered, file_sha256, read_checkpoint, read_shapes
 from stages.encoders.compiling import compiled
 from stages.encoders.hub import WeightsFile, locate
 from stages.encoders.inputs import fitted, normalised, run_px
@@ -32,9 +32,15 @@ from stages.encoders.table import TimmRow
 from store.errors import InputError
 
 
-def describe(row: TimmRow, layer: int, name: str, *, tile_px: int, fit: Fit) -> Description:
-    """Return what is known without weights. Raises ``InputError`` where the row or the tile size is impossible."""
-    px = run_px(tile_px, row.patch)
+def describe(
+    row: TimmRow, layer: int, name: str, *, tile_px: int, fit: Fit, input_px: int | None = None
+) -> Description:
+    """Return what is known without weights. Raises ``InputError`` where the row or a size is impossible.
+
+    With ``input_px`` the view is resized to that side, whatever ``fit`` says.
+    """
+    px = run_px(tile_px, row.patch, input_px)
+    fit = fit if input_px is None else "resize"
     side = px // row.patch
     if row.checkpoint_grid is not None:
         needs_resizing(row.pos_policy, row.checkpoint_grid, side, patch=row.patch, name=row.name)
@@ -70,19 +76,22 @@ def describe(row: TimmRow, layer: int, name: str, *, tile_px: int, fit: Fit) -> 
             "std": list(row.std),
             **({"channels": "apart"} if row.channels_apart else {}),
         },
+        share=row.share,
     )
 
 
 def flop(row: TimmRow, layer: int, px: int) -> int:
     """Return the FLOP of encoding one view of ``px`` pixels up to block ``layer``; a multiply-add is two.
 
-    Counted on the meta device: nothing is computed.
+    Counted on the meta device, where nothing is computed, and of one block: the others are like it.
     """
-    model = build(row, px)
-    model.blocks = model.blocks[:layer]
+    model = build(shallow(row), px)
+    readings: list[int] = []  # before and after the block, each time that it runs
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.blocks[0].register_forward_pre_hook(lambda *_: readings.append(-counter.get_total_flops()))
+        model.blocks[0].register_forward_hook(lambda *_: readings.append(counter.get_total_flops()))
         _tokens(model, torch.empty(1, 3, px, px, device="meta"), row)
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()) + (layer - 1) * sum(readings)
 
 
 def load(
@@ -92,7 +101,9 @@ def load(
     *,
     tile_px: int,
     weights: Path | None,
+    revision: str | None,
     fit: Fit,
+    input_px: int | None,
     device: torch.device,
     dtype: AskedDtype,
 ) -> TimmEncoder:
@@ -101,9 +112,9 @@ def load(
     ``dtype`` "auto" is float32 on the CPU and the authors' advice on a GPU, by autocast over float32 weights.
     Raises ``InputError`` or ``AccessError`` where the weights cannot be found, read or used.
     """
-    description = describe(row, layer, name, tile_px=tile_px, fit=fit)
-    file = locate(row, weights)
-    sha256 = file_sha256(file.path)
+    description = describe(row, layer, name, tile_px=tile_px, fit=fit, input_px=input_px)
+    file = locate(row, weights, revision)
+    sha256 = file.sha256 or file_sha256(file.path)
     state = _state_for_run(row, read_checkpoint(file.path), description.grid.h, file.path)
     model = build(row, description.run_px)
     fill_computed_buffers(model)
@@ -111,6 +122,11 @@ def load(
     model.blocks = model.blocks[:layer]  # what lies above is never computed, nor kept in memory
     compute = _compute_dtype(dtype, device, row.compute_dtype)
     return TimmEncoder(row, description, model.to(device), device, compute, file, sha256)
+
+
+def check(row: TimmRow, path: Path) -> None:
+    """Raise ``InputError`` where a weights file is not that of the encoder, as far as its header tells."""
+    _named_state(row, read_shapes(path), path)
 
 
 def _tokens(model: Any, images: torch.Tensor, row: TimmRow) -> torch.Tensor:
@@ -121,8 +137,8 @@ def _tokens(model: Any, images: torch.Tensor, row: TimmRow) -> torch.Tensor:
     return torch.cat([model.forward_features(channel) for channel in torch.split(images, 1, dim=1)], dim=-1)
 
 
-def _state_for_run(row: TimmRow, read: StateDict, run: int, path: Path) -> StateDict:
-    """Return the float32 tensors for a model at side ``run``: named by the key map, complete, positions baked."""
+def _named_state(row: TimmRow, read: StateDict, path: Path) -> StateDict:
+    """Return the tensors of a file by timm's name: complete, and all of the shapes that the row stores."""
     wanted: dict[str, Shape] = dict(stored_shapes(row))
     if row.checkpoint_grid is not None:
         wanted["pos_embed"] = (1, None, row.width)
@@ -135,23 +151,30 @@ def _state_for_run(row: TimmRow, read: StateDict, run: int, path: Path) -> State
         name=row.name,
         where=path,
     )
-    state = {key: tensor.float() for key, tensor in state.items()}
-    if row.checkpoint_grid is not None:
-        state["pos_embed"] = _baked_positions(row, state["pos_embed"], row.checkpoint_grid, run, path)
-    return state
-
-
-def _baked_positions(row: TimmRow, table: torch.Tensor, side: int, run: int, path: Path) -> torch.Tensor:
-    """Return the position table for a run at side ``run``, of a file that must hold one of side ``side``."""
-    rows, prefix = table.shape[1], row.position_prefix
-    if stored_grid(rows, prefix) != side:
+    side, prefix = row.checkpoint_grid, row.position_prefix
+    rows = state["pos_embed"].shape[1] if side is not None else 0
+    if side is not None and stored_grid(rows, prefix) != side:
         raise InputError(
             f"the position table holds {rows} rows, {row.name} stores {side * side + prefix} ({prefix} for prefix "
             f"tokens and {side}×{side} patches)",
             where=path,
             remedy="This file was made for another input size; give the file that belongs to this encoder.",
         )
-    return baked(table, prefix_rows=prefix, stored=side, run=run, policy=row.pos_policy)
+    return state
+
+
+def _state_for_run(row: TimmRow, read: StateDict, run: int, path: Path) -> StateDict:
+    """Return the float32 tensors for a model at side ``run``: named by the key map, complete, positions baked."""
+    state = {key: tensor.float() for key, tensor in _named_state(row, read, path).items()}
+    if row.checkpoint_grid is not None:
+        state["pos_embed"] = baked(
+            state["pos_embed"],
+            prefix_rows=row.position_prefix,
+            stored=row.checkpoint_grid,
+            run=run,
+            policy=row.pos_policy,
+        )
+    return state
 
 
 def _compute_dtype(asked: AskedDtype, device: torch.device, advice: ComputeDtype) -> ComputeDtype:
@@ -191,6 +214,7 @@ class TimmEncoder:
             "weights_file": file.path.name,
             "hub_repo": file.repo,
             "hub_commit": file.commit,
+            "weights_checked": file.checked,  # against what the Hub promised; None: not from there
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
             "torch": torch.__version__,

@@ -20,6 +20,8 @@ from typing import ClassVar
 import pytest
 from huggingface_hub import constants
 
+_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -33,8 +35,9 @@ class Gate:
 
 @dataclass
 class HubServer:
-    """Serves ``files`` {(repo, file): bytes} at every revision, each repository under one commit.
+    """Serves ``files`` {(repo, file): bytes} at every revision, each repository under one ``commit``.
 
+    But for those of ``older``: {revision: (its commit, its files)}.
     ``requests`` collects (method, path, whether a token came along), ``ranges`` the Range of each request for content.
     What goes wrong: ``echo`` repeats the request's credentials in the error message, as a careless server might;
     ``spoiled`` holds other bytes to send than those promised; each of ``cuts`` ends one answer after so many bytes
@@ -50,7 +53,9 @@ class HubServer:
     cuts: list[int] = field(default_factory=list)
     resets: bool = False
     sizeless: bool = False
-    COMMIT: ClassVar[str] = "0123456789abcdef0123456789abcdef01234567"
+    commit: str = _COMMIT
+    older: dict[str, tuple[str, dict[tuple[str, str], bytes]]] = field(default_factory=dict)
+    COMMIT: ClassVar[str] = _COMMIT
 
     def __enter__(self) -> HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -80,6 +85,10 @@ class HubServer:
         """How often content was asked for."""
         return len(self.ranges)
 
+    def at(self, revision: str) -> tuple[str, dict[tuple[str, str], bytes]]:
+        """The commit and the files of a revision."""
+        return self.older.get(revision, (self.commit, self.files))
+
 
 class _Handler(BaseHTTPRequestHandler):
     hub: ClassVar[HubServer]
@@ -99,31 +108,32 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, self.path, bool(credentials)))
         parts = self.path.lstrip("/").split("/")
         if parts[0] == "storage":
-            return self._content("/".join(parts[1:3]), "/".join(parts[3:]))
+            return self._content("/".join(parts[1:3]), parts[3], "/".join(parts[4:]))
         if len(parts) < 5 or parts[2] != "resolve":
             return self._refuse(404, None, "no such page")
-        repo, file = "/".join(parts[:2]), "/".join(parts[4:])
+        repo, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+        commit, files = self.hub.at(revision)
         gate = self.hub.gates.get(repo)
         if gate and (gate.opens_for is None or credentials != f"Bearer {gate.opens_for}"):
             return self._refuse(gate.status, gate.code, gate.message + (credentials if self.hub.echo else ""))
-        if repo not in {known for known, _ in self.hub.files}:
+        if repo not in {known for known, _ in files}:
             if credentials:
                 return self._refuse(404, "RepoNotFound", "Repository not found")
             return self._refuse(401, None, "Invalid username or password.")
-        content = self.hub.files.get((repo, file))
+        content = files.get((repo, file))
         if content is None:
             return self._refuse(404, "EntryNotFound", "Entry not found")
         self.send_response(302)
-        self.send_header("Location", f"{self.hub.storage}/{repo}/{file}")
-        self.send_header("X-Repo-Commit", self.hub.COMMIT)
+        self.send_header("Location", f"{self.hub.storage}/{repo}/{revision}/{file}")
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         if not self.hub.sizeless:
             self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("Content-Length", "0")
         return self.end_headers()
 
-    def _content(self, repo: str, file: str) -> None:
-        content = self.hub.spoiled.get((repo, file), self.hub.files[repo, file])
+    def _content(self, repo: str, revision: str, file: str) -> None:
+        content = self.hub.spoiled.get((repo, file), self.hub.at(revision)[1][repo, file])
         wanted = self.headers.get("Range")
         self.hub.ranges.append(wanted)  # only GET comes here: HEAD is answered by the redirect
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def test_the_first_file_that_the_repository_has_is_taken(tmp_path: Path, hub: Hu
     encoder = _load(tmp_path, {**HUB_ROW, "files": ["weights/model.bin", "model.safetensors"]})
     assert encoder.provenance["weights_file"] == "model.safetensors"
     hub.files[REPO, "weights/model.bin"] = hub.files[REPO, "model.safetensors"]
+    shutil.rmtree(tmp_path / "hf")
     encoder = _load(tmp_path, {**HUB_ROW, "files": ["weights/model.bin", "model.safetensors"]})
     assert (encoder.provenance["weights_file"], encoder.provenance["hub_commit"]) == (
         "model.bin",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
+import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import torch
@@ -99,36 +101,47 @@ def test_a_cached_file_that_was_damaged_since_is_named_and_left(tmp_path: Path, 
     assert blob.is_file()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB, less than the weights take."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
-@pytest.mark.parametrize("sizeless", [False, True])
-def test_a_disk_without_room_is_named_and_left_as_it_was(
-    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, small_disk: Path, sizeless: bool
+def test_a_download_that_the_disk_has_no_room_for_is_not_begun(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = write_row(tmp_path, ROW)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk))
-    hub.sizeless = sizeless
-    with pytest.raises(StorageError) as caught:
-        load_encoder(row, tile_px=32)
-    assert str(small_disk) in str(caught.value)
+    real = shutil.disk_usage
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=60_000))
+        with pytest.raises(StorageError) as caught:
+            load_encoder(row, tile_px=32)
+    assert "0.18 MB and only 0.06 MB are free" in caught.value.what
+    assert str(tmp_path / "hf") in str(caught.value)
     assert "HF_HOME" in str(caught.value.remedy)
-    assert ("No space left" if sizeless else "0.18 MB and only 0.06 MB are free") in caught.value.what
-    assert hub.downloads == int(sizeless)  # where the size is known, nothing is begun
-    assert not [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size > 1000]
-    subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
+    assert hub.downloads == 0
+    assert not cached(tmp_path)
     load_encoder(row, tile_px=32)
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").is_char_device(), reason="this system has no device that is always full"
+)
+def test_a_disk_that_fills_up_on_the_way_is_named_and_left_as_it_was(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server says no size. The file that the download is written to is the device that is always full."""
+    row = write_row(tmp_path, ROW)
+    hub.sizeless = True
+    with monkeypatch.context() as known:
+        known.setattr("huggingface_hub.file_download.uuid.uuid4", lambda: UUID(int=0))
+        blobs = tmp_path / "hf" / "models--someone--tiny-vit" / "blobs"
+        blobs.mkdir(parents=True)
+        partial = blobs / f"{hashlib.sha256(CONTENT).hexdigest()}.{'0' * 8}.incomplete"
+        partial.symlink_to("/dev/full")
+        with pytest.raises(StorageError) as caught:
+            load_encoder(row, tile_px=32)
+    assert "No space left" in caught.value.what
+    assert str(tmp_path / "hf") in str(caught.value)
+    assert "HF_HOME" in str(caught.value.remedy)
+    assert hub.downloads == 1
+    assert not list(blobs.iterdir())
+    load_encoder(row, tile_px=32)
+    assert [blob.read_bytes() for blob in cached(tmp_path)] == [CONTENT]
 
 
 def test_real_weights_through_the_hub_give_the_tokens_of_the_local_file(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from stages.encoders import TokenGrid, canonical_name, describe_encoder, encoder_flop, known_encoders
-from stages.encoders.architecture import parameters, stored_shapes
+from stages.encoders.architecture import build, parameters, shallow, stored_shapes
 from stages.encoders.keymaps import KEY_MAPS
 from stages.encoders.positions import stored_grid
 from stages.encoders.table import KeyMap, TimmRow, spelling, table
@@ -27,10 +28,9 @@ def _name(row: TimmRow) -> str:
 
 
 @pytest.fixture(scope="session")
-def facts(shared: Path) -> dict[str, dict[str, Any]]:
-    file = shared / "encoders.json"
-    if not file.is_file():
-        pytest.skip(f"no checked facts at {file}")
+def facts() -> dict[str, dict[str, Any]]:
+    """What was checked of every published encoder, apart from the table, against its authors' code and cards."""
+    file = Path(__file__).parent / "encoder_facts.json"
     return {row["name"]: row for row in json.loads(file.read_text("utf-8"))}
 
 
@@ -59,7 +59,9 @@ def test_every_row_says_what_timm_builds_on_the_meta_device(row: TimmRow) -> Non
 def test_the_table_holds_every_encoder_of_the_checked_facts(facts: dict[str, dict[str, Any]]) -> None:
     assert {row.name for row in PUBLISHED} == facts.keys()
     assert {row.name for row in PAPER} == {name for name, fact in facts.items() if fact["core15"]}
-    assert len(PAPER) == 15
+    for row in PAPER:
+        figure = str(row.paper).partition(" ")[0]
+        assert facts[row.name]["params_paper"].startswith(f"{figure} / "), row.name
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=_name)
@@ -80,6 +82,29 @@ def test_every_published_row_equals_the_checked_facts(row: TimmRow, facts: dict[
     assert row.gated == bool(fact["gated"])
     assert set(row.files) <= {file for entry in fact["files"] for file in entry.split("|")}
     assert AMP[row.compute_dtype] in fact["amp_dtype"].split("|")
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=_name)
+def test_every_published_row_has_the_blocks_of_the_checked_facts(
+    row: TimmRow, facts: dict[str, dict[str, Any]]
+) -> None:
+    """What no count of parameters tells: heads, the kind of MLP, the epsilon of the norms."""
+    fact = facts[row.name]
+    model = build(shallow(row), (row.checkpoint_grid or 14) * row.patch)
+    block, shapes = model.blocks[0], stored_shapes(row)
+    assert block.attn.num_heads == fact["heads"]
+    assert {norm.eps for norm in (model.norm, block.norm1, block.norm2)} == {fact["norm_eps"]}
+    scales = {name for name in shapes if name.startswith("blocks.0.") and "gamma" in name}
+    assert len(scales) == (2 if fact["layerscale"] else 0)
+    assert shapes["blocks.0.mlp.fc2.weight"] == (row.width, fact["mlp_hidden"])
+    packed = shapes.get("blocks.0.mlp.fc1.weight", (0,))[0] == 2 * fact["mlp_hidden"]
+    assert (packed or "blocks.0.mlp.fc1_g.weight" in shapes) == fact["swiglu"]
+
+
+@pytest.mark.parametrize("row", TIMM_ROWS, ids=_name)
+def test_counting_one_block_tells_of_all(row: TimmRow) -> None:
+    whole = sum(torch.Size(shape).numel() for shape in stored_shapes(row).values())
+    assert parameters(row) == describe_encoder(row.name, tile_px=512).parameters == whole
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=_name)
@@ -111,12 +136,10 @@ def test_every_published_row_builds_and_positions_as_the_checked_facts_say(
 
 
 @pytest.mark.parametrize("row", PAPER, ids=_name)
-def test_the_fifteen_meet_the_papers_table_within_rounding(
-    row: TimmRow, facts: dict[str, dict[str, Any]]
-) -> None:
+def test_the_fifteen_meet_the_papers_table_within_rounding(row: TimmRow) -> None:
+    assert len(PAPER) == 15
     assert row.paper is not None
     figure, unit, width = re.fullmatch(r"([\d.]+)([MB]) / (\d+|–)", row.paper).groups()  # type: ignore[union-attr]
-    assert facts[row.name]["params_paper"].startswith(f"{figure}{unit} / ")
     scale = {"M": 1e6, "B": 1e9}[unit]
     half = scale * 0.5 * 10.0 ** -len(figure.partition(".")[2])
     # Beside the trunk the paper counts CONCH's pooling and text tower. 307M is the nominal figure of any ViT-L.
@@ -132,6 +155,13 @@ def test_the_arithmetic_of_a_512_px_tile_is_that_of_the_checked_facts(
     name: str, facts: dict[str, dict[str, Any]]
 ) -> None:
     assert encoder_flop(name, tile_px=512) / 1e9 == pytest.approx(facts[name]["gflops_512"], rel=5e-3)
+
+
+def test_what_is_not_free_is_not_passed_on_without_a_question() -> None:
+    for row in TIMM_ROWS:
+        free = any(name in row.licence for name in ("Apache-2.0", "MIT")) and "disagree" not in row.licence
+        assert (row.share == "allowed") == (free and "terms" not in row.licence), row.name
+        assert (row.share == "forbidden") == ("ND" in row.licence and "disagree" not in row.licence), row.name
 
 
 def test_only_new_families_add_to_the_identity() -> None:

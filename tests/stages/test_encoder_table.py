@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from encoder_rows import tiny, write_row
 
 from stages.encoders import (
-    Description,
-    Fit,
     TokenGrid,
     canonical_name,
     describe_encoder,
     known_encoders,
-    load_encoder,
-    plugins,
 )
 from store.errors import InputError, InputErrors
 
@@ -124,6 +118,16 @@ def test_every_fault_of_a_users_row_is_named_at_once(tmp_path: Path) -> None:
         ({"key_map": "magic"}, "key_map"),
         ({"paper": "303 M"}, "paper"),
         ({"family": "magic"}, "magic"),
+        ({"family": None}, 'family: field required, "timm"'),
+        ({"files": "model.bin"}, 'files: give a list, as in files = ["model.bin"]'),
+        ({"revision": "../main", "hub_repo": "a/b"}, "revision: string should match"),
+        (
+            {"mean": [123.7, 116.3, 103.5]},
+            "mean.0: input should be less than or equal to 1 (given 123.7); mean",
+        ),
+        ({"mean": [-0.1, 0.5, 0.5]}, "are of RGB scaled to [0, 1]"),
+        ({"std": [58.4, 57.1, 57.4]}, "std.2: input should be less than or equal to 1"),
+        ({"std": [0.2, 0.0, 0.2]}, "std.1: input should be greater than 0"),
     ],
 )
 def test_a_row_that_contradicts_itself_or_timm_is_refused(
@@ -140,67 +144,3 @@ def test_an_encoder_file_that_is_missing_or_not_toml_is_refused(tmp_path: Path) 
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match="not TOML"):
         canonical_name(str(tmp_path / "bad.toml"))
-
-
-class _MeanColour:
-    """A user's encoder that is no vision transformer: the mean colour of the view."""
-
-    @staticmethod
-    def describe(*, tile_px: int, fit: Fit) -> Description:
-        return Description(
-            name="mean-colour",
-            title="Mean colour",
-            family="plugin",
-            grid=TokenGrid(3, 1, 1),
-            tile_px=tile_px,
-            run_px=tile_px,
-            fit=fit,
-            patch=tile_px,
-            parameters=0,
-            layer=None,
-            depth=None,
-            licence="none",
-            gated=False,
-            repo=None,
-            identity={"encoder": "mean-colour"},
-        )
-
-    @staticmethod
-    def load(*, tile_px: int, weights: Path | None, fit: Fit, device: torch.device, dtype: str) -> Any:
-        class Loaded:
-            name = "mean-colour"
-
-            def encode(self, views: torch.Tensor) -> torch.Tensor:
-                return views.float().mean((2, 3), keepdim=True)
-
-        return Loaded()
-
-
-MEAN_COLOUR = _MeanColour
-
-
-def _install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    entry = EntryPoint(name, value, plugins.GROUP)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == plugins.GROUP else [])
-
-
-def test_an_installed_package_brings_its_own_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    _install(monkeypatch, "mean-colour", "test_encoder_table:MEAN_COLOUR")
-    assert known_encoders()[-1] == canonical_name("mean-colour") == "mean-colour"
-    assert describe_encoder("mean-colour", tile_px=64).grid == TokenGrid(3, 1, 1)
-    tokens = load_encoder("mean-colour", tile_px=64).encode(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8))
-    assert tokens.flatten().tolist() == [7, 7, 7]
-    with pytest.raises(InputError, match="has no blocks"):
-        canonical_name("mean-colour@2")
-
-
-def test_a_plug_in_may_not_take_a_name_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    _install(monkeypatch, "uni", "test_encoder_table:MEAN_COLOUR")
-    with pytest.raises(InputError, match="Rename its entry point"):
-        known_encoders()
-
-
-def test_a_plug_in_that_cannot_be_imported_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    _install(monkeypatch, "broken", "no_such_package:encoder")
-    with pytest.raises(InputError, match="'broken' cannot be imported: ModuleNotFoundError"):
-        describe_encoder("broken", tile_px=64)

@@ -13,7 +13,7 @@ from encoder_rows import prepared, randomised, timm_model, tiny, views, write_ro
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stages.encoders import Encoder, TokenGrid, load_encoder
+from stages.encoders import Encoder, TokenGrid, describe_encoder, load_encoder
 from store.errors import InputError
 from store.identity import canonical_json, fingerprint
 
@@ -260,3 +260,29 @@ def test_a_device_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     for device in ("cuda:99", "warp"):
         with pytest.raises(InputError, match=f"device '{device}' cannot be used"):
             _load(tmp_path, tiny(), device=device)
+
+
+def test_a_view_is_brought_to_the_size_that_is_asked_for_as_pillow_does(tmp_path: Path) -> None:
+    images = views(1, 64)
+    resized = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.BICUBIC)
+    halved = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
+    encoder = _load(tmp_path, tiny(), 64, fit="pad", input_px=32)
+    assert encoder.grid == TokenGrid(32, 4, 4)
+    size = {name: encoder.identity[name] for name in ("tile_px", "input_px", "fit", "pos_policy")}
+    assert size == {"tile_px": 64, "input_px": 32, "fit": "resize", "pos_policy": "none"}
+    ours, theirs = encoder.encode(images), _load(tmp_path, tiny(), 32).encode(halved)
+    assert float((ours - theirs).abs().max()) < 0.1 * float(ours.std())  # pillow rounds to whole grey levels
+    assert _load(tmp_path, tiny(), 32, input_px=32).identity == _load(tmp_path, tiny(), 32).identity
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [("conch", "none"), ("conch-v1.5", "offset0.1"), ("pixels", None)]
+)
+def test_a_512_px_tile_runs_at_the_448_px_of_its_authors(name: str, policy: str | None) -> None:
+    about = describe_encoder(name, tile_px=512, input_px=448)
+    assert (about.run_px, about.grid.h, about.grid.w, about.fit) == (448, 28, 28, "resize")
+    assert about.identity.get("pos_policy") == policy
+    assert describe_encoder(name, tile_px=512).grid.h == 32
+    for wrong in (450, 8):
+        with pytest.raises(InputError, match=f"an input of {wrong} px is no multiple of the encoder's patch"):
+            describe_encoder(name, tile_px=512, input_px=wrong)
