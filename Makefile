@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 OPTIONS = $(if $(CACHE),--cache $(CACHE))
 ENCODERS = $(if $(ENCODER),--encoder $(ENCODER))
 
-.PHONY: setup demo test test-all lint extract train report lock
+.PHONY: setup demo test test-all lint bench extract train report lock
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: $(STAMP)
+	$(BIN)/python -m bench.run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

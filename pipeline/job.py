@@ -29,7 +29,7 @@ from stages.training.record import StoredRun, environment, load_run, write_run
 from stages.training.run import EpochReport, train_run
 from stages.training.settings import TrainSettings
 from store import GridReader, GridStore, ViewKey
-from store.errors import InputError, MissingViews
+from store.errors import DamagedGrid, InputError, MissingViews
 from store.identity import canonical_json, fingerprint
 
 NAMED_TILES = 5  # in one message
@@ -240,6 +240,10 @@ class Job:
             what += f"; these tiles are cached with other pixels or another mask: {_few(changed)}"
         if lost & missing:
             what += f"; of them {len(lost & missing)} were there and their shards are lost or cut"
+            try:
+                reader.row(next(key for key in keys if key in lost & missing))
+            except DamagedGrid as first:
+                what += f", such as {first.where}: {first.what}"
         raise MissingViews(
             what,
             where=store.path,

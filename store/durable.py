@@ -199,22 +199,39 @@ def remove_exactly(path: Path, seen: os.stat_result) -> bool:
     return True
 
 
+def abandoned(folder: Path) -> list[Path]:
+    """Return the temporary files and folders in ``folder`` whose process has ended or that are older than an hour.
+
+    Raises ``OSError`` for a folder that cannot be listed.
+    """
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        written_by = _PARTIAL.search(entry.name)
+        if not written_by:
+            continue
+        with suppress(OSError):
+            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if age >= PARTIAL_MAX_AGE_S or partial_writer_gone(written_by[1], int(written_by[2])):
+                found.append(Path(entry.path))
+    return found
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove a file or folder, whichever it is; nothing happens where it has gone. Raises ``OSError``."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def sweep(folder: Path) -> None:
     """Remove temporary files and folders in ``folder`` whose process has ended or that are older than an hour."""
     # Leftovers harm nobody, so a folder that cannot be listed or written is no reason to stop.
     with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            found = _PARTIAL.search(entry.name)
-            if not found:
-                continue
+        for path in abandoned(folder):
             with suppress(OSError):
-                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if age < PARTIAL_MAX_AGE_S and not partial_writer_gone(found[1], int(found[2])):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    Path(entry.path).unlink()
+                remove_abandoned(path)
 
 
 def _unchanged(found: os.stat_result, seen: os.stat_result) -> bool:

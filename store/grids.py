@@ -13,10 +13,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from store.documents import parse, read_bytes
+from store.documents import decode, encode_legibly, read_bytes
 from store.durable import put_folder, storage_errors, sweep
 from store.errors import IdentityMismatch, InputError, StorageError, VerificationError
 from store.identity import canonical_json, differences, fingerprint
+from store.int8 import MAX_ERROR
 from store.layout import MAX_PART_SHARDS, group_metadata, shard_views, to_bytes
 from store.leases import hold
 from store.parts import Part, create_part, load_part, part_folders
@@ -24,6 +25,7 @@ from store.planning import assign, check_pixels, survey
 from store.reader import GridReader
 from store.rows import GridSpec, ShardTask, StoreStatus, ViewKey, ViewRow
 from store.sealing import prepare, seal, sweep_part
+from store.whereabouts import count_views
 from store.writer import settle, write_shard
 
 __all__ = ["GridReader", "GridSpec", "GridStore", "ShardTask", "StoreStatus", "ViewKey", "ViewRow"]
@@ -76,7 +78,7 @@ class GridStore:
         path = root / f"{slug}-{fingerprint(wanted)[:12]}"
         if create and not (path / "cache.json").is_file():
             _create(path, slug, wanted, spec, provenance)
-        if not (path / "cache.json").is_file():
+        if not path.is_dir():
             raise _nothing(root, slug, wanted, path)
         store = cls.open(path)
         found = {**store.identity, "grid": store.spec.to_json()}
@@ -88,14 +90,24 @@ class GridStore:
         """Open the store in the folder ``path``.
 
         Raises ``InputError`` if there is none or it was written by a newer version, ``VerificationError`` if its
-        identity is not the one its key was made from.
+        description is lost or damaged.
         """
         file = path / "cache.json"
         data = read_bytes(file)
+        if data is None and path.is_dir() and part_folders(path):
+            raise VerificationError("The cache has lost its description", where=file, remedy=_RESTORE)
         if data is None:
             remedy = "Give the folder that holds cache.json, or extract first."
             raise InputError("There is no cache here", where=path, remedy=remedy)
-        document = parse("cache", VERSION, data, file, _RESTORE)
+        return cls.described(path, data, file)
+
+    @classmethod
+    def described(cls, path: Path, data: bytes, file: str | Path) -> GridStore:
+        """Return the store in the folder ``path`` that ``data``, a cache.json found at ``file``, describes.
+
+        The folder is not looked at. Errors as for ``open``.
+        """
+        document = decode("cache", VERSION, data, file, _RESTORE)
         try:
             key, slug, identity = str(document["key"]), str(document["slug"]), dict(document["identity"])
             spec, provenance = GridSpec.from_json(document["grid"]), dict(document["provenance"])
@@ -184,16 +196,23 @@ class GridStore:
         seal(part)  # whoever finished the last shard may not have lived to do it
         yield False
 
-    def write(self, task: ShardTask, grids: Iterable[tuple[NDArray[Any], Mapping[str, Any] | None]]) -> None:
+    def write(
+        self,
+        task: ShardTask,
+        grids: Iterable[tuple[NDArray[Any], Mapping[str, Any] | None]],
+        *,
+        max_error: float = MAX_ERROR,
+    ) -> None:
         """Store the grids of a shard, given in the order of ``task.rows`` with what to keep beside each (JSON).
 
         They are taken and written one at a time. A shard that is finished already is left alone and nothing is
         taken. Nothing is stored unless all of the shard is: ``InputError`` names tile and view of a grid of another
-        shape or dtype, or with a value that is not finite; ``StorageError`` says why the disk refused. The last
-        shard of a part seals it.
+        shape or dtype, with a value that is not finite, or (in the int8 form only) one that int8 would change by more
+        than ``max_error``, see :class:`store.int8.Int8Error`, which is kept beside the grid as "int8";
+        ``StorageError`` says why the disk refused. The last shard of a part seals it.
         """
         part = self._part(task)
-        write_shard(part, task.shard, grids)
+        write_shard(part, task.shard, grids, max_error)
         seal(part)
 
     def reader(self) -> GridReader:
@@ -201,19 +220,16 @@ class GridStore:
         return GridReader(self.path, self.spec, self._parts())
 
     def status(self) -> StoreStatus:
-        """Count what is planned and what is done; views that two parts hold count once."""
+        """Count what is planned and what is done; views that two parts hold count once.
+
+        The documents and the names of the files say it; no shard is looked at (see ``verify``).
+        """
         parts = self._parts()
-        done = [part.done() for part in parts]
-        stored = {
-            row.key
-            for part, found in zip(parts, done, strict=True)
-            for n in found
-            for row in part.shard_rows(n)
-        }
+        done = [part.present() for part in parts]
         return StoreStatus(
             parts=len(parts),
-            views_planned=len({row.key for part in parts for row in part.rows}),
-            views_done=len(stored),
+            views_planned=count_views(parts, [range(part.shards) for part in parts]),
+            views_done=count_views(parts, done),
             shards_planned=sum(part.shards for part in parts),
             shards_done=sum(len(found) for found in done),
             bytes=sum(record.summary.bytes for found in done for record in found.values()),
@@ -247,8 +263,7 @@ def _create(
     path: Path, slug: str, identity: dict[str, Any], spec: GridSpec, provenance: Mapping[str, Any]
 ) -> None:
     key = fingerprint(identity)
-    document = {
-        "format": f"frostgrid-cache/{VERSION}",
+    description = {
         "slug": slug,
         "key": key,
         "identity": identity,
@@ -256,11 +271,21 @@ def _create(
         "provenance": dict(provenance),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    attributes = {"format": document["format"], "key": key, "title": slug}
-    files = {
-        "cache.json": json.dumps(document, indent=1, ensure_ascii=False).encode(),
-        "zarr.json": to_bytes(group_metadata(attributes)),
-    }
+    put_cache(path, slug, key, encode_legibly("cache", VERSION, description))
+
+
+def cache_group(slug: str, key: str) -> bytes:
+    """Return the ``zarr.json`` that makes the folder of a cache a zarr group."""
+    attributes = {"format": f"frostgrid-cache/{VERSION}", "key": key, "title": slug}
+    return to_bytes(group_metadata(attributes))
+
+
+def put_cache(path: Path, slug: str, key: str, description: bytes) -> None:
+    """Make the folder of a cache, with ``description`` as its cache.json, unless it is there already.
+
+    Raises ``StorageError``.
+    """
+    files = {"cache.json": description, "zarr.json": cache_group(slug, key)}
     with storage_errors(path):
         put_folder(path, files)
         sweep(path.parent)

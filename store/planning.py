@@ -18,11 +18,10 @@ def check_pixels(parts: Sequence[Part], rows: Iterable[ViewRow], where: Path) ->
 
     Rows whose pixels are not known in advance fit everything.
     """
-    stored: dict[ViewKey, str] = {}
-    for part in parts:
-        for row in part.rows:
-            if row.pixels:
-                stored.setdefault(row.key, row.pixels)
+    stored: dict[tuple[str, int], str] = {}
+    for part in reversed(parts):
+        known = zip(part.rows.keys(), part.rows.pixels, strict=True)
+        stored.update((key, pixels) for key, pixels in known if pixels)
     faults = {}
     for row in rows:
         if row.pixels and stored.setdefault(row.key, row.pixels) != row.pixels:
@@ -41,7 +40,7 @@ def check_pixels(parts: Sequence[Part], rows: Iterable[ViewRow], where: Path) ->
 class Survey:
     """Where views are: finished somewhere, or planned in an unfinished shard (part number, shard)."""
 
-    stored: set[ViewKey]
+    stored: set[tuple[str, int]]
     planned: dict[ViewKey, tuple[int, int]]
 
     def __contains__(self, key: ViewKey) -> bool:
@@ -56,11 +55,12 @@ def survey(parts: Sequence[Part], can_make: Callable[[ViewRow], bool]) -> Survey
     found = Survey(set(), {})
     for number, part in enumerate(parts):
         done = part.done()
+        found.stored.update(part.keys_in(done))
         for shard in range(part.shards):
-            rows = part.shard_rows(shard)
             if shard in done:
-                found.stored.update(row.key for row in rows)
-            elif all(can_make(row) for row in rows):
+                continue
+            rows = part.shard_rows(shard)
+            if all(can_make(row) for row in rows):
                 for row in rows:
                     found.planned.setdefault(row.key, (number, shard))
     return found

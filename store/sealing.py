@@ -6,13 +6,12 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
-from store.documents import encode
+from store.documents import encode, read_bytes
 from store.durable import make_folder, put_exclusive, put_replacing, remove_exactly, storage_errors, sweep
-from store.layout import chunk_name
-from store.parts import MANIFEST_VERSION, Part, file_size
+from store.parts import MANIFEST_VERSION, Part
 from store.records import ShardRecord
+from store.sizes import file_size
 
 
 def seal(part: Part) -> bool:
@@ -33,7 +32,12 @@ def seal(part: Part) -> bool:
         return part.sealed()
     with storage_errors(part.manifest):
         _remove_empty(part)
-        put_exclusive(part.manifest, _listing(part, records, _other_files(part)))
+        contents = part.contents()
+        for name, data in contents.items():
+            if read_bytes(part.folder / name) != data:  # or the manifest would vouch for what is damaged
+                make_folder((part.folder / name).parent)
+                put_replacing(part.folder / name, data)
+        put_exclusive(part.manifest, listing(part, records, contents))
     _tidy(part)
     return True
 
@@ -55,7 +59,7 @@ def reopen(part: Part) -> None:
     with storage_errors(part.folder):
         seen = part.manifest.stat() if part.sealed() else None
         kept = part.done()
-        put_replacing(part.reopened, _listing(part, kept, {}))
+        put_replacing(part.reopened, listing(part, kept, {}))
         if seen is not None:
             remove_exactly(part.manifest, seen)
 
@@ -73,9 +77,14 @@ def _tidy(part: Part) -> None:
     shutil.rmtree(part.done_folder.parent, ignore_errors=True)
 
 
-def _listing(part: Part, records: Mapping[int, ShardRecord], files: Mapping[str, Any]) -> bytes:
+def listing(part: Part, records: Mapping[int, ShardRecord], documents: Mapping[str, bytes]) -> bytes:
+    """Return the manifest of a part with these finished shards and these other files (relative name: content)."""
+    files = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in documents.items()
+    }
     array = {
-        f"{part.spec.name}/{chunk_name(part.spec, shard)}": {
+        part.shard_name(shard): {
             "bytes": record.summary.bytes,
             "sha256": record.summary.sha256,
         }
@@ -84,16 +93,6 @@ def _listing(part: Part, records: Mapping[int, ShardRecord], files: Mapping[str,
     shards = {str(shard): record.entry() for shard, record in records.items()}
     body = {"cache": part.cache, "part": part.key, "files": {**files, **array}, "shards": shards}
     return encode("manifest", MANIFEST_VERSION, body)
-
-
-def _other_files(part: Part) -> dict[str, dict[str, Any]]:
-    names = ["part.json", "zarr.json", f"{part.spec.name}/zarr.json"]
-    names += [f"{coordinate}/{file}" for coordinate in ("tile", "aug") for file in ("zarr.json", "c.0")]
-    contents = {name: (part.folder / name).read_bytes() for name in names}
-    return {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in contents.items()
-    }
 
 
 def _remove_empty(part: Part) -> None:

@@ -33,6 +33,9 @@ _CRC = struct.Struct("<I")
 _LABEL_END = struct.Struct("<II")
 _BLOSC_SIZES = struct.Struct("<4xIII")  # decoded bytes, block bytes, encoded bytes
 _BLOCK = 1 << 20
+_LARGE_PAGES = (
+    4 << 20
+)  # from this size on numpy asks the system for large pages, which are faster to go through
 
 
 class ShardFault(Exception):
@@ -48,9 +51,9 @@ class Compression:
     typesize: int
 
     @classmethod
-    def of(cls, dtype: str) -> Compression:
-        """Return the codec of a dtype: lz4 for float16 grids, zstd for uint8 masks."""
-        return cls("zstd", 5, 1) if dtype == "uint8" else cls("lz4", 5, 2)
+    def of(cls, content: str) -> Compression:
+        """Return the codec of a ``GridSpec.content``: lz4 for float16 and int8 grids, zstd for uint8 masks."""
+        return {"uint8": cls("zstd", 5, 1), "int8": cls("lz4", 5, 1), "float16": cls("lz4", 5, 2)}[content]
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,29 @@ class ShardWriter:
         self._size += len(data)
 
 
+class Scratch:
+    """Memory for one encoded chunk, kept from one read to the next; for one thread at a time.
+
+    New memory has to be cleared by the system first, which takes as long as reading into it.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def take(self, length: int) -> NDArray[np.uint8]:
+        """Return ``length`` bytes of any content; what was taken before is overwritten."""
+        if self._bytes.size < length:
+            self._bytes = np.empty(max(length, _LARGE_PAGES), dtype=np.uint8)
+        return self._bytes[:length]
+
+
 def read_index(descriptor: int, size: int, slots: int) -> tuple[NDArray[np.uint64], int]:
     """Return the checked index (``slots``, 2) of an open shard file of ``size`` bytes, and the index's crc32c."""
     length = slots * 16
     start = size - length - _CRC.size
     if start < 0:
         raise ShardFault(f"the file is only {size} bytes long")
-    data = _read(descriptor, length + _CRC.size, start)
+    data = _read(descriptor, start, np.empty(length + _CRC.size, dtype=np.uint8))
     crc = _check_crc(data, "the index of the file")
     index = np.frombuffer(data, dtype="<u8", count=slots * 2).reshape(slots, 2)
     used = index[(index != HOLE).any(axis=1)]
@@ -136,23 +155,26 @@ def read_index(descriptor: int, size: int, slots: int) -> tuple[NDArray[np.uint6
 
 
 def read_chunk(
-    descriptor: int, index: NDArray[np.uint64], slot: int, out: NDArray[Any], expected_crc: int | None = None
+    descriptor: int,
+    index: NDArray[np.uint64],
+    slot: int,
+    out: NDArray[Any],
+    expected_crc: int | None = None,
+    scratch: Scratch | None = None,
 ) -> int:
     """Decode one view into ``out`` (C-contiguous, of exactly the right shape) and return its crc32c.
 
-    Nothing is decoded before its checksum is right, and is ``expected_crc`` where that is given.
+    Nothing is decoded before its checksum is right, and is ``expected_crc`` where that is given. The encoded chunk is
+    read into ``scratch`` if that is given.
     """
-    offset, length = (int(number) for number in index[slot])
-    if (offset, length) == (HOLE, HOLE):
-        raise ShardFault("the file has a hole in its place")
-    data = _read(descriptor, length, offset)
+    data = _read_slot(descriptor, index, slot, scratch or Scratch())
     crc = _check_crc(data, "its chunk")
     if expected_crc is not None and crc != expected_crc:
         raise ShardFault("its chunk is another one than was written")
-    payload = np.frombuffer(data, dtype=np.uint8)[: -_CRC.size]
+    payload = data[: -_CRC.size]
     if payload.size < 16:
         raise ShardFault("its chunk is no blosc data")
-    decoded, _, encoded = _BLOSC_SIZES.unpack_from(data)
+    decoded, _, encoded = _BLOSC_SIZES.unpack_from(payload.data)
     if decoded != out.nbytes or encoded != payload.size:
         raise ShardFault(f"its chunk holds {decoded} bytes in {encoded}, not {out.nbytes} in {payload.size}")
     try:
@@ -180,13 +202,13 @@ def scan(
         index, index_crc = read_index(descriptor, size, slots)
         if (index[views:] != HOLE).any():
             raise ShardFault(f"the file holds more than {views} views")
-        crcs = []
+        crcs, scratch = [], Scratch()
         for slot in range(views):
             try:
                 if blank is None:
-                    crcs.append(_chunk_crc(descriptor, index, slot))
+                    crcs.append(_check_crc(_read_slot(descriptor, index, slot, scratch), "the chunk"))
                 else:
-                    crcs.append(read_chunk(descriptor, index, slot, blank))
+                    crcs.append(read_chunk(descriptor, index, slot, blank, scratch=scratch))
                     if check is not None:
                         check(slot, blank)
             except ShardFault as fault:
@@ -199,30 +221,31 @@ def scan(
         os.close(descriptor)
 
 
-def _read(descriptor: int, length: int, offset: int) -> bytes:
-    data = os.pread(descriptor, length, offset)
-    while len(data) < length:  # a signal or a network file system may cut a read short
-        more = os.pread(descriptor, length - len(data), offset + len(data))
+def _read(descriptor: int, offset: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fill ``out`` with what the file holds from ``offset`` on, and return it."""
+    rest = out.data
+    while rest:  # a signal or a network file system may cut a read short
+        more = os.preadv(descriptor, [rest], offset + len(out) - len(rest))
         if not more:
             raise ShardFault("the file ends too early")
-        data += more
-    return data
+        rest = rest[more:]
+    return out
 
 
-def _check_crc(data: bytes, what: str) -> int:
-    if len(data) < _CRC.size:
-        raise ShardFault(f"{what} is too short")
-    crc = int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8)[: -_CRC.size]))
-    if crc != _CRC.unpack_from(data, len(data) - _CRC.size)[0]:
-        raise ShardFault(f"{what} fails its checksum")
-    return crc
-
-
-def _chunk_crc(descriptor: int, index: NDArray[np.uint64], slot: int) -> int:
+def _read_slot(descriptor: int, index: NDArray[np.uint64], slot: int, scratch: Scratch) -> NDArray[np.uint8]:
     offset, length = (int(number) for number in index[slot])
     if (offset, length) == (HOLE, HOLE):
         raise ShardFault("the file has a hole in its place")
-    return _check_crc(_read(descriptor, length, offset), "the chunk")
+    return _read(descriptor, offset, scratch.take(length))
+
+
+def _check_crc(data: NDArray[np.uint8], what: str) -> int:
+    if len(data) < _CRC.size:
+        raise ShardFault(f"{what} is too short")
+    crc = int(google_crc32c.value(data[: -_CRC.size]))
+    if crc != _CRC.unpack_from(data.data, len(data) - _CRC.size)[0]:
+        raise ShardFault(f"{what} fails its checksum")
+    return crc
 
 
 def _read_label(descriptor: int, index: NDArray[np.uint64], end: int) -> bytes:
@@ -231,9 +254,13 @@ def _read_label(descriptor: int, index: NDArray[np.uint64], end: int) -> bytes:
     start = end - _LABEL_END.size
     if start < first:
         return b""
-    length, crc = _LABEL_END.unpack(_read(descriptor, _LABEL_END.size, start))
-    label = _read(descriptor, length, start - length) if length <= start - first else b""
+    length, crc = _LABEL_END.unpack(_read_bytes(descriptor, start, _LABEL_END.size))
+    label = _read_bytes(descriptor, start - length, length) if length <= start - first else b""
     return label if google_crc32c.value(label) == crc else b""
+
+
+def _read_bytes(descriptor: int, offset: int, length: int) -> bytes:
+    return _read(descriptor, offset, np.empty(length, dtype=np.uint8)).tobytes()
 
 
 def _sha256(descriptor: int) -> str:

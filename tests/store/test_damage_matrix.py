@@ -113,6 +113,7 @@ def expect_found(store: GridStore, truth: Truth, damage: Damage) -> None:
     if "edited" in damage.name or damage.name == "of another cache":
         named |= {store._parts()[0].folder}  # two files do not fit together, and either may be the wrong one
     assert any(str(path) in sentence for path in named for sentence in found), found
+    assert all(str(store.path) in text for text in said.values())
     if kind in ("shard", "done marker"):
         assert any(str(row) in sentence for row in rows for sentence in found), found
         assert said.keys() <= {row.key for row in rows}
@@ -127,9 +128,13 @@ def one_of_each_kind(store: GridStore, files: list[Path]) -> list[Path]:
     return list({kind_of(store, path): path for path in files}.values())
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("flips", [1, pytest.param(60, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("form", "state", "flips"),
+    [
+        *((form, state, 1) for form, state in zip(FORMS, STATES, strict=True)),
+        *(pytest.param(form, state, 60, marks=SLOW) for form in FORMS for state in STATES),
+    ],
+)
 def test_every_damage_to_every_file_is_found_by_checking_and_by_reading(
     memory_path: Path, form: str, state: str, flips: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -153,6 +158,23 @@ def test_every_damage_to_every_file_is_found_by_checking_and_by_reading(
     records = {"sealed": "manifest.json", "unsealed": "done marker", "reopened": "reopened.json"}
     assert {kind for kind, _ in counts} == {*KINDS, records[state]}
     record_property("damages", counts.total())
+
+
+def test_checking_a_cache_that_is_being_written_finds_nothing_wrong(memory_path: Path) -> None:
+    store = kit.store_at(memory_path)
+    writers = [kit.start_writer(memory_path, rows=[16, 6], pause=0.002) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "go\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    looks = 0
+    while any(writer.poll() is None for writer in writers):
+        assert verify(store) == []
+        looks += 1
+    assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0]
+    assert verify(store) == [] and looks > 3
 
 
 class Elsewhere:
@@ -258,5 +280,5 @@ def test_checking_a_copy_in_another_folder_finds_as_much_as_checking_here(
         for offer in found:
             there.update(verify_at(offer))
         damage.path.write_bytes(before)
-        # What is at odds with a cache.json is told here; elsewhere it is the name of the folder.
-        assert len(there) == len(set(here)) or (there and damage.path.name == "cache.json"), damage
+        # Where a cache.json is another's, elsewhere the name of the folder says so, and nothing more is looked at.
+        assert len(there) >= len(set(here)) or (there and damage.path.name == "cache.json"), damage

@@ -45,6 +45,8 @@ def test_a_table_in_columns_is_the_sequence_of_its_rows() -> None:
         {"tile": [0, True]},
         {"view": [0, "1"]},
         {"view": [0, 1, 2]},
+        {"view": [0, -1]},
+        {"view": [0, 1 << 31]},
         {"pixels": ["", None]},
         {"tiles": []},
         {"tiles": [{"tile": "aa"}]},
