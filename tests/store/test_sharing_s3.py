@@ -204,7 +204,7 @@ def _maker(store, shard: int) -> str:
     raise AssertionError(f"shard {shard} is nobody's")
 
 
-def test_two_pulls_at_once_fetch_each_shard_once(wire: Wire, tmp_path: Path) -> None:
+def test_two_pulls_at_once_share_the_work(wire: Wire, tmp_path: Path) -> None:
     rows = kit.rows_of(16, 4)
     push(sharing_kit.made(tmp_path / "home", rows, spec=sharing_kit.BIG), open_place(URL))
     wire.mend()

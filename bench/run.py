@@ -1,0 +1,63 @@
+"""The command of ``make bench``: run the chosen benchmarks and write their results."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from bench.harness import BENCHMARKS, Setting, chosen, machine
+
+MODULES = ("store_reading", "store_writing", "store_layout", "store_streaming")  # they run in this order
+HERE = Path(__file__).parent
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--only", multiple=True, help="A group or a benchmark, e.g. store or store/single-views. Repeatable."
+)
+@click.option(
+    "--rounds", default=9, show_default=True, type=click.IntRange(1), help="Rounds that are measured."
+)
+@click.option("--small", is_flag=True, help="Tiny sizes: shows that everything runs, measures nothing.")
+@click.option(
+    "--output",
+    default=None,
+    show_default="bench/results.json",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the results go; what other benchmarks have written there stays.",
+)
+@click.option(
+    "--folder",
+    default=HERE.parent / "build" / "bench",
+    show_default="build/bench",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the data are made; they are kept for the next run.",
+)
+def main(only: tuple[str, ...], rounds: int, small: bool, output: Path | None, folder: Path) -> None:
+    """Measure what is promised of speed and memory, ours and a reference in turn, in one process."""
+    for module in MODULES:
+        import_module(f"bench.{module}")  # which enters its benchmarks into the list
+    selected = list(chosen(only))
+    if not selected:
+        raise click.UsageError(f"no benchmark of that name; there are {', '.join(BENCHMARKS)}")
+    setting = Setting(folder / ("small" if small else "full"), rounds, small)
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    # Figures of tiny sizes are none, so they must not take the place of real ones.
+    output = output or (setting.folder if small else HERE) / "results.json"
+    results = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+    results["machine"] = machine(setting)
+    for name, function in selected:
+        result = function(setting)
+        results[name] = result.to_json()
+        spread = results[name].get("spread")
+        around = f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else ""
+        click.echo(f"{name:32} {results[name]['ratio']:8.3g}{around}, wanted {result.target}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
