@@ -4,6 +4,7 @@ STUDY ?= studies/puma.toml
 ENCODER ?=
 SEEDS ?=
 CACHE ?=
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +41,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 bench: $(STAMP)
-	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.run $(if $(ONLY),--only $(ONLY))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
