@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stages.tiles.dataset import SPLITS, ImageRecord, raise_all
 from stages.tiles.images import reading
 from stages.tiles.split_search import Candidate, assign, search
+from store.durable import put_replacing, storage_errors
 from store.errors import InputError
 
 FORMAT = "frostgrid-split-1"
@@ -64,11 +65,10 @@ class Split:
         return split
 
     def write(self, path: Path) -> None:
-        """Write the split file at ``path``, replacing it in one step."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(self.to_json(), encoding="utf-8")
-        beside.replace(path)
+        """Write the split file at ``path``, replacing it in one step, whoever else is writing it. ``StorageError``."""
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            put_replacing(path, self.to_json().encode())
 
     @classmethod
     def read(cls, path: Path, records: Sequence[ImageRecord]) -> Split:

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import engine
@@ -24,9 +25,8 @@ def extract(study: Path, cache: Path) -> None:
     engine.extract_all(work, (), Talk(quiet=True))
 
 
-def in_child(study: Path, cache: Path, *, kill_after: float | None) -> float:
-    """Extract in a child; kill -9 it after so many seconds. Returns how long it lived."""
-    started = time.monotonic()
+def in_child(study: Path, cache: Path, *, kill_at: Callable[[], bool] | None = None) -> bool:
+    """Extract in a child, which is killed (-9) as soon as ``kill_at`` says so; returns whether it was."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -35,13 +35,19 @@ def in_child(study: Path, cache: Path, *, kill_after: float | None) -> float:
             status = 0
         finally:
             os._exit(status)
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if kill_at is not None:
+        while not kill_at() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            time.sleep(0.002)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if kill_after is None and status != 0:
+    if not os.WIFSIGNALED(status) and status != 0:
         raise SystemExit(f"extraction ended with status {status}")
-    return time.monotonic() - started
+    return os.WIFSIGNALED(status)
+
+
+def shards(cache: Path) -> int:
+    """The number of shard files, with or without a marker."""
+    return sum(1 for _ in cache.glob("*/part-*/*/c.*.*[0-9]"))
 
 
 def committed(cache: Path) -> dict[str, tuple[int, int]]:
@@ -58,20 +64,37 @@ def committed(cache: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+def _reached(cache: Path, enough: int, seconds: float) -> Callable[[], bool]:
+    """Tell when there have been ``enough`` shard files for so many seconds."""
+    since: list[float] = []
+
+    def act() -> bool:
+        if not since and shards(cache) >= enough:
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() >= since[0] + seconds
+
+    return act
+
+
 def main() -> None:
     study, root, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    whole = in_child(study, root / "whole", kill_after=None)
+    in_child(study, root / "whole")
+    total = shards(root / "whole")
     random.seed(0)
     cut, survivors, most = root / "cut", 0, 0
     kept: dict[str, tuple[int, int]] = {}
     rewritten: list[str] = []
-    for _ in range(kills):
-        in_child(study, cut, kill_after=random.uniform(0.05, 0.6) * whole)
+    landed = 0
+    for number in range(kills):
+        # By the number of files there and not by the clock, which says little on a busy machine.
+        there = shards(cut)
+        enough = there + random.randint(0, max(1, (total - there) // (kills - number + 1)))
+        landed += in_child(study, cut, kill_at=_reached(cut, enough, random.uniform(0, 0.03)))
         now = committed(cut) if cut.is_dir() else {}
         rewritten += [name for name, state in kept.items() if now.get(name) != state]
         survivors += bool(set(now) - set(kept))
         kept, most = now, max(most, len(now))
-    in_child(study, cut, kill_after=None)
+    in_child(study, cut)
     now = committed(cut)
     rewritten += [name for name, state in kept.items() if now[name] != state]
     differing, grids = 0, 0
@@ -87,6 +110,7 @@ def main() -> None:
                 "grids": grids,
                 "differing": differing,
                 "rewritten": rewritten,
+                "kills": landed,
                 "kills_that_committed": survivors,
                 "committed_before_the_last": most,
                 "faults": [str(fault) for fault in faults],

@@ -83,8 +83,8 @@ def test_a_mean_colour_encoder_segments_blocks_that_lie_on_the_grid(patch: int, 
     features = ResidentFeatures.read(
         tokens.reader(),
         [v.key for v in views],
-        spec.shape,
-        torch.device("cpu"),  # type: ignore[arg-type]
+        spec,
+        torch.device("cpu"),
     )
     truth = masks.reader().read_many([v.mask_key for v in views])
     rows = np.arange(12)[:, None]

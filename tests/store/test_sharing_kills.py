@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from store.places import open_place
 from store.sharing import offers, pull, push, verify_at
 
 URL = f"s3://{BUCKET}/caches"
-ROWS = kit.rows_of(8, 8)  # sixteen shards of four
+ROWS = kit.rows_of(16, 16)
+SHARDS = 64  # of four
+Record = Callable[[str, object], None]
 TWICE_OR_TEN_TIMES = pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 
 
@@ -36,10 +39,17 @@ def wire(server: S3) -> Iterator[Wire]:
         yield wire
 
 
-def _kill(process, after: float) -> bool:
-    """Let a copier go, kill it after a while, and tell whether it was still at work."""
+def _kill(process: subprocess.Popen[str], there: Callable[[], int], left: int, rng: random.Random) -> bool:
+    """Let a copier go, kill it somewhere on its way to ``left`` more kills, and tell whether it was still at work.
+
+    By the number of shards that are ``there`` and not by the clock, which says little on a busy machine.
+    """
+    before = there()
+    enough = before + rng.randint(0, max(1, (SHARDS - before) // (left + 1)))
     let_go(process)
-    time.sleep(after)
+    while process.poll() is None and there() < enough:
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.01))
     process.kill()
     process.communicate()
     return process.returncode == -signal.SIGKILL
@@ -47,15 +57,17 @@ def _kill(process, after: float) -> bool:
 
 @TWICE_OR_TEN_TIMES
 def test_killed_pushes_are_taken_up_and_send_nothing_twice_that_was_finished(
-    server: S3, wire: Wire, tmp_path: Path, kills: int
+    server: S3, wire: Wire, tmp_path: Path, kills: int, record_property: Record
 ) -> None:
     rng = random.Random(kills)
     home = made(tmp_path / "home", ROWS)
     finished: dict[str, bytes] = {}
     killed = 0
     for number in range(kills):
-        longest = 1.5 * (number + 1) / kills
-        killed += _kill(start_copier("push", home.path, URL), rng.uniform(0.1, longest))
+        push_process = start_copier("push", home.path, URL)
+        killed += _kill(
+            push_process, lambda: sum("/tokens/c." in key for key in server.objects()), kills - number, rng
+        )
         found, faults = offers(open_place(URL))
         assert faults == [] or not found
         for offer in found:
@@ -63,12 +75,13 @@ def test_killed_pushes_are_taken_up_and_send_nothing_twice_that_was_finished(
             whole = {key: server.get(key) for key in _finished(offer)}
             assert finished.items() <= whole.items()
             finished = whole
-    assert killed
+    assert killed > kills // 2 and 0 < len(finished) < SHARDS
     wire.mend()
     process = start_copier("push", home.path, URL)
     let_go(process)
     said = finish(process)
-    assert said == {"shards": 16 - len(finished), "kept": len(finished)}
+    assert said == {"shards": SHARDS - len(finished), "kept": len(finished)}
+    record_property("kills", f"{killed} of {kills}, {len(finished)} of {SHARDS} shards before the last push")
     assert not any("_work" in key for key in server.objects())
     sharing_kit.expect_copy(pull(only_offer(URL), tmp_path / "away"), ROWS)
 
@@ -82,40 +95,44 @@ def _finished(offer) -> list[str]:
     ]
 
 
-def _killed_copies(source: Path | str, root: Path, kills: int, longest: float) -> GridStore:
+def _killed_copies(source: Path | str, root: Path, kills: int, record_property: Record) -> GridStore:
     """Kill ``kills`` pulls into ``root``, see after each that nothing is lost, finish, and return the copy."""
     rng = random.Random(kills)
     folder = root / only_offer(source).folder
     killed, before = 0, {}
     for number in range(kills):
-        killed += _kill(start_copier("pull", source, root), rng.uniform(0.0, longest * (number + 1) / kills))
+        pulling = start_copier("pull", source, root)
+        killed += _kill(
+            pulling, lambda: len(list(folder.glob("part-*/tokens/c.*[0-9]"))), kills - number, rng
+        )
         if (folder / "cache.json").exists():
             store = GridStore.open(folder)
             kit.expect_untouched(before, store)
             kit.expect_nothing_wrong(store, ROWS)
             assert verify(store) == []
             before = kit.finished(store)
-    assert killed
+    assert killed > kills // 2 and 0 < len(before) < SHARDS
+    record_property("kills", f"{killed} of {kills}, {len(before)} of {SHARDS} shards before the last copy")
     process = start_copier("pull", source, root)
     let_go(process)
     said = finish(process)
     store = GridStore.open(folder)
     kit.expect_untouched(before, store)
-    assert said["shards"] <= 16 - len(before)  # what was whole without its marker is taken over
+    assert said["shards"] <= SHARDS - len(before)  # what was whole without its marker is taken over
     return store
 
 
 @TWICE_OR_TEN_TIMES
-def test_killed_pulls_are_taken_up(wire: Wire, tmp_path: Path, kills: int) -> None:
+def test_killed_pulls_are_taken_up(wire: Wire, tmp_path: Path, kills: int, record_property: Record) -> None:
     push(made(tmp_path / "home", ROWS), open_place(URL))
-    store = _killed_copies(URL, tmp_path / "away", kills, 0.7)
+    store = _killed_copies(URL, tmp_path / "away", kills, record_property)
     copied = pull(only_offer(URL), tmp_path / "away")
     assert copied.shards == 0
     assert sharing_kit.expect_copy(copied, ROWS).path == store.path
 
 
 @TWICE_OR_TEN_TIMES
-def test_killed_merges_are_taken_up(tmp_path: Path, kills: int) -> None:
+def test_killed_merges_are_taken_up(tmp_path: Path, kills: int, record_property: Record) -> None:
     a = made(tmp_path / "a", ROWS, limit=0)
     b = made(tmp_path / "b", ROWS, limit=0)
     tasks = a.plan(ROWS)
@@ -124,6 +141,6 @@ def test_killed_merges_are_taken_up(tmp_path: Path, kills: int) -> None:
     for task in tasks[2:]:
         b.write(task, kit.grids(task))
     before = kit.finished(a)
-    store = _killed_copies(tmp_path / "b", tmp_path / "a", kills, 0.25)
+    store = _killed_copies(tmp_path / "b", tmp_path / "a", kills, record_property)
     kit.expect_untouched(before, store)
     sharing_kit.expect_copy(pull(only_offer(tmp_path / "b"), tmp_path / "a"), ROWS)
