@@ -35,7 +35,7 @@ report: $(STAMP)
 	$(BIN)/frostgrid report $(STUDY) $(OPTIONS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
