@@ -93,7 +93,7 @@ def test_processes_that_extract_at_once_share_the_work(
     encoders = ["pixels"] if many == 2 else ["stain", "pixels"]
     per_tile = 8 * many
     study = write_study(
-        tmp_path, DEMO.format(size=128, tile=96, views=per_tile, encoders='", "'.join(encoders))
+        tmp_path, DEMO.format(size=96, tile=64, views=per_tile, encoders='", "'.join(encoders))
     )
     views = 12 * per_tile + 12
     together, alone = tmp_path / "together", tmp_path / "alone"

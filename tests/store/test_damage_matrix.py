@@ -128,13 +128,9 @@ def one_of_each_kind(store: GridStore, files: list[Path]) -> list[Path]:
     return list({kind_of(store, path): path for path in files}.values())
 
 
-@pytest.mark.parametrize(
-    ("form", "state", "flips"),
-    [
-        *((form, state, 1) for form, state in zip(FORMS, STATES, strict=True)),
-        *(pytest.param(form, state, 60, marks=SLOW) for form in FORMS for state in STATES),
-    ],
-)
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("flips", [1, pytest.param(60, marks=SLOW)])
 def test_every_damage_to_every_file_is_found_by_checking_and_by_reading(
     memory_path: Path, form: str, state: str, flips: int, record_property: Callable[[str, object], None]
 ) -> None:
