@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that wait for each other spin, and two processes with two of them each spin away both cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 
 @pytest.fixture(scope="session")
