@@ -170,7 +170,8 @@ def export(
         print_json({"path": str(made.path), "views": made.views, "masks": made.masks, "bytes": made.bytes})
         return
     click.echo(made.path)
-    talk.say(f"{made.views} views, {made.masks} of them with a mask, {bytes_text(made.bytes)}")
+    masks = f", {made.masks} of them with a mask" if made.masks else ""
+    talk.say(f"{made.views} views{masks}, {bytes_text(made.bytes)}")
 
 
 @click.command("import")
