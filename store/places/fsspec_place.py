@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,12 @@ class FsspecPlace:
                 "A URL with a query is no place for caches: the names of files go behind it",
                 where=self.url,
                 remedy="Give the URL of the folder alone; credentials come from the environment.",
+            )
+        if self._protocol in _BUCKETS and re.match(r"[^/@]*:[^/]*@", url.partition("://")[2]):
+            raise InputError(
+                "Credentials do not belong in the URL of a bucket",
+                where=self.url,
+                remedy="Leave them to the environment, as the tools of the store do.",
             )
         if "::" in url:
             raise InputError("A chain of URLs is no place for caches", where=self.url, remedy="Give one URL.")

@@ -192,3 +192,9 @@ def test_a_place_that_is_full_says_so(odd: type[OddFileSystem]) -> None:
     odd.keeps = staticmethod(full)
     with pytest.raises(StorageError, match=r"The place is full.*What has arrived is kept"):
         open_place("odd://team").send({"a/b": b"1"})
+
+
+def test_a_password_in_the_url_of_a_bucket_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match="Credentials do not belong") as caught:
+        open_place("s3://user:SECRET@lab/caches")
+    assert "SECRET" not in str(caught.value)
