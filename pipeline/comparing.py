@@ -60,7 +60,9 @@ def compare(a: Offer, b: Offer, values: int) -> dict[str, Any]:
 def sentences(found: Mapping[str, Any], a: str, b: str) -> list[str]:
     """Return what :func:`compare` found in words."""
     if found["same"]:
-        return [f"the same: both hold these {found['views_in_both']} views, made and stored alike"]
+        return [
+            f"the same: both hold these {found['views_in_both']} views, made alike and recorded as stored alike"
+        ]
     lines = [
         f"made differently: {one['field']}: {one['a']!r} | {one['b']!r}" for one in found["made_differently"]
     ]

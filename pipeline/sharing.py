@@ -15,7 +15,7 @@ from stages.encoders import canonical_name
 from store import GridStore, ViewKey
 from store.errors import FrostgridError, InputError
 from store.identity import canonical_json
-from store.places import open_place
+from store.places import LocalPlace, open_place
 from store.places.place import Place
 from store.sharing import Offer, offer_at, offers
 
@@ -29,14 +29,12 @@ def is_url(text: str) -> bool:
 
 def place_at(text: str) -> Place:
     """Open the place that a person names: a URL, or a folder of this machine, which has to exist."""
-    if is_url(text):
-        return open_place(text)
-    folder = Path(text).absolute()
-    if not folder.is_dir():
+    place = open_place(text if is_url(text) else Path(text).absolute())
+    if isinstance(place, LocalPlace) and not place.folder.is_dir():
         raise InputError(
-            "There is no such folder of caches", where=folder, remedy="Give another folder, or a URL."
+            "There is no such folder of caches", where=place.folder, remedy="Give another folder, or a URL."
         )
-    return open_place(folder)
+    return place
 
 
 def cache_at(text: str) -> Offer:
@@ -156,15 +154,17 @@ def offers_of(text: str) -> tuple[list[Offer], list[FrostgridError]]:
     return found, faults
 
 
-def fits(work: Workspace, slug: str, identity: Mapping[str, Any]) -> bool:
-    """Whether a study can use a cache: its own encoders, or any that the cache's name leads to.
+def fits(work: Workspace, slug: str, identity: Mapping[str, Any], *, named: bool = False) -> bool:
+    """Whether a study can use a cache: its own encoders and, unless ``named``, any that the cache's name leads to.
 
     Only the recipe, the encoder and the encoding are compared: which tiles are there, only their pixels can tell.
     """
     if slug == VIEWS:
         return canonical_json(work.wanted_masks.identity) == canonical_json(identity)
     block = _BLOCK.fullmatch(slug)
-    names = [*work.study.encoders.names, f"{block[1]}@{block[2]}" if block else slug]
+    names = list(work.study.encoders.names)
+    if not named:
+        names.append(f"{block[1]}@{block[2]}" if block else slug)
     for name in names:
         try:
             if slug_of(canonical_name(name)) == slug and not work.wanted_tokens(name, None).differences(

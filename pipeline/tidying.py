@@ -52,7 +52,7 @@ def superfluous(root: Path, studies: Sequence[Workspace]) -> tuple[list[Found], 
     found = [Found(what, "leftover") for what in leftovers(root)]
     stores, faults = stores_under(root)
     for store in stores:
-        if studies and not any(fits(work, store.slug, store.identity) for work in studies):
+        if studies and not any(fits(work, store.slug, store.identity, named=True) for work in studies):
             names = ", ".join(work.study.name for work in studies)
             reason = f"none of the given studies uses it ({names})"
             found.append(Found(Superfluous(store.path, reason, size_of(store.path)), "cache", store))

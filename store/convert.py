@@ -51,6 +51,7 @@ def convert(
         {**store.provenance, "converted_from": store.key},
         create=True,
     )
+    _refuse_finished(target, max_error)
     progress = _Progress(len(reader), on_progress)
     before = 0
     for rows, slots in reader.tables():
@@ -80,6 +81,18 @@ def _refuse(store: GridStore, encoding: str) -> None:
             f"{encoding}",
             where=store.path,
             remedy="Only token grids in float16 are converted, and only to int8.",
+        )
+
+
+def _refuse_finished(target: GridStore, max_error: float) -> None:
+    """Refuse a limit that views converted before, under a higher one, are beyond."""
+    error = target.reader().encoding_error()
+    if error is not None and error.max_rms > max_error:
+        raise InputError(
+            f"Views that were converted before are up to {error.max_rms:.2%} of a standard deviation off, and "
+            f"{max_error:.2%} is the limit",
+            where=target.path,
+            remedy="Raise the limit, or convert into another folder.",
         )
 
 

@@ -65,7 +65,8 @@ def push(caches: Sequence[str], place: str, rights: bool, threads: int, as_json:
     for store in stores:
         with talk.bar(f"Sending {store.path.name}", "bytes") as update:
             copied = push_store(store, target, threads=threads, on_progress=update)
-        done.append(_told(store.path.name, place, copied, talk, as_json=as_json))
+        name = f"{store.slug}-{store.key[:12]}"
+        done.append(_told(name, f"{place.rstrip('/')}/{name}", copied, talk, as_json=as_json))
     if as_json:
         print_json(done)
 

@@ -84,8 +84,8 @@ def info(cache: str, as_json: bool, quiet: bool) -> None:
 def diff(a: str, b: str, values: int, as_json: bool, quiet: bool) -> None:
     """Tell two caches (folders or URLs) apart: in what made them, in tiles, in views, in what is stored of each view.
 
-    Exit status 0 where both are made in the same way and hold the same views with the same stored bytes, 4 where they
-    differ.
+    Exit status 0 where both are made in the same way and hold the same views with the same recorded checksums, 4 where
+    they differ. Whether the files still are what was recorded, frostgrid cache verify reads.
     """
     from pipeline.comparing import compare, sentences
     from pipeline.sharing import cache_at

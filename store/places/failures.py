@@ -76,6 +76,9 @@ def raise_unless_absent(error: FileNotFoundError) -> None:
         raise error
 
 
+READ_ONLY = "Pull from it, and push to a bucket, a data set repository or a folder."
+
+
 def without_secrets(text: str) -> str:
     """Return a URL, or a text with URLs in it, without user names, passwords and signed queries."""
     text = re.sub(r"(\w://)[^/@\s]*@", r"\1", text)
@@ -103,8 +106,7 @@ def _explanation(error: Exception, protocol: str, where: str) -> FrostgridError 
     if isinstance(error, FileNotFoundError | FileExistsError):
         return None
     if isinstance(error, NotImplementedError):
-        remedy = "Pull from it, and push to a bucket, a data set repository or a folder."
-        return InputError("A place of this kind can only be read", where=where, remedy=remedy)
+        return InputError("A place of this kind can only be read", where=where, remedy=READ_ONLY)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "What has arrived is kept. Make room there, then run the same command again."
         return StorageError("The place is full", where=where, remedy=remedy)

@@ -16,7 +16,7 @@ import fsspec
 
 from store.errors import AccessError, FrostgridError, InputError, MissingViews, StorageError
 from store.places.arrival import BLOCK_BYTES, PART_BYTES, arrived
-from store.places.failures import code_of, explained, family, raise_unless_absent, without_secrets
+from store.places.failures import READ_ONLY, code_of, explained, family, raise_unless_absent, without_secrets
 from store.places.place import UNKNOWN, Content
 
 _BUCKETS = ("s3", "gs", "az")
@@ -140,8 +140,7 @@ class FsspecPlace:
         """
         names = list(files)
         if self._protocol in _WEB:
-            with self._explained():
-                raise NotImplementedError
+            raise InputError("A place of this kind can only be read", where=self.url, remedy=READ_ONLY)
         for at, (name, content) in enumerate(files.items()):
             if not self._store(name, content, new):
                 return names[at:]

@@ -77,11 +77,16 @@ class _Moved(Exception):
 def offers(place: Place, *, slug: str | None = None) -> tuple[list[Offer], list[FrostgridError]]:
     """Return the caches (of ``slug`` only, if given) at a place, by name, and what is wrong with the others.
 
-    Parts that cannot be read are among the second as well as in the ``faults`` of their offer. Raises ``AccessError``,
+    Among the others are folders that hold a cache and are not named after it, where all are asked for. Parts that
+    cannot be read are among the second as well as in the ``faults`` of their offer. Raises ``AccessError``,
     ``InputError`` or ``StorageError`` where the place itself cannot be listed, or the connection breaks off.
     """
     found = [(name, FOLDER.fullmatch(name)) for name in place.folders()]
-    names = [name for name, match in found if match and slug in (None, match[1])]
+    names = [
+        name
+        for name, match in found
+        if (slug in (None, match[1]) if match else slug is None and _holds_a_cache(place, name))
+    ]
 
     def read(name: str) -> Offer | FrostgridError:
         try:
@@ -93,7 +98,7 @@ def offers(place: Place, *, slug: str | None = None) -> tuple[list[Offer], list[
         return VerificationError(
             f"The folder is not named after the cache in it, {offer.name}",
             where=offer.where(""),
-            remedy=_AGAIN,
+            remedy=f"Rename it to {offer.name}; until then it is found by nothing but its path.",
         )
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -121,6 +126,10 @@ def offer_at(place: Place, folder: str) -> Offer:
     except _Moved as error:
         what = "The cache keeps changing while it is read"
         raise VerificationError(what, where=f"{place.url}/{folder}", remedy="Try again later.") from error
+
+
+def _holds_a_cache(place: Place, name: str) -> bool:
+    return not name.endswith(".partial") and bool(place.read(f"{name}/cache.json"))
 
 
 def read_part(

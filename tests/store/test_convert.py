@@ -151,6 +151,8 @@ def test_a_view_that_int8_would_spoil_is_refused_until_the_limit_is_raised(tmp_p
     expect_converted(source, target, ROWS)
     error = target.reader().encoding_error()
     assert error is not None and 0.01 < error.max_rms < 0.05 and error.mean_rms < 0.01
+    with pytest.raises(InputError, match="converted before"):
+        convert(source, tmp_path, "int8", max_error=0.01)
 
 
 def test_what_cannot_be_made_is_refused_and_nothing_is_created(source: GridStore, tmp_path: Path) -> None:

@@ -211,7 +211,10 @@ def test_nothing_is_taken_from_a_place_by_the_name_it_has_there(tmp_path: Path) 
         "/team/no cache/cache.json",
     ):
         MemoryFileSystem.store[name] = MemoryFileSystem.store[f"{folder}/cache.json"]
-    sharing_kit.expect_copy(pull(only_offer(URL), tmp_path / "away"), ROWS)
+    (offer,), faults = offers(open_place(URL))
+    assert ["..-0123456789ab" in str(faults[0]), "no cache" in str(faults[1])] == [True, True]
+    assert len(faults) == 2 and all("not named after the cache" in str(fault) for fault in faults)
+    sharing_kit.expect_copy(pull(offer, tmp_path / "away"), ROWS)
     assert sharing_kit.contents(tmp_path / "away") == sharing_kit.contents(tmp_path / "home")
 
     def offered_with(name: str, data: bytes) -> str:
