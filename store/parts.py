@@ -218,6 +218,26 @@ class Part:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VerificationError("The manifest is incomplete", where=where, remedy=REBUILD) from error
 
+    def listed_files(self, data: bytes, where: str | Path) -> dict[str, tuple[int, str]]:
+        """Return size and sha256 of every file of the sealed part but its manifest, which ``data`` is.
+
+        Those are the part's own files and no others, so that no name is ever taken from a manifest. Raises
+        ``VerificationError`` where it lists others or says otherwise of a shard, and as ``listed_records``.
+        """
+        records = self.listed_records(data, where, sealed=True)
+        body = decode("manifest", MANIFEST_VERSION, data, where, REBUILD)
+        try:
+            files = {name: (int(e["bytes"]), str(e["sha256"])) for name, e in body["files"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VerificationError("The manifest is incomplete", where=where, remedy=REBUILD) from error
+        summaries = {self.shard_name(shard): record.summary for shard, record in records.items()}
+        recorded = {name: (summary.bytes, summary.sha256) for name, summary in summaries.items()}
+        if files.keys() != {*self.documents, *recorded} or not recorded.items() <= files.items():
+            raise VerificationError(
+                "The manifest lists other files than the part has", where=where, remedy=REBUILD
+            )
+        return files
+
     def _listed(self, path: Path) -> dict[int, ShardRecord] | None:
         data = read_bytes(path)
         return None if data is None else self.listed_records(data, path, sealed=path == self.manifest)

@@ -13,11 +13,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from store.documents import decode, read_bytes
+from store.documents import read_bytes
 from store.errors import FrostgridError
 from store.grids import GridStore, cache_group
 from store.int8 import decode as decode_int8
-from store.parts import MANIFEST_VERSION, REBUILD, RESTORE, Part, load_part, metadata_files, part_folders
+from store.parts import RESTORE, Part, load_part, metadata_files, part_folders
 from store.records import ShardRecord, meta_of_label
 from store.rows import ViewRow
 from store.shardfile import HOLE, ShardFault, read_index, scan
@@ -71,14 +71,8 @@ def document_faults(part: Part) -> list[str]:
         made = metadata_files(part.spec, part.key, part.rows, part.slots)
         written = {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
     else:
-        listed = decode("manifest", MANIFEST_VERSION, data, part.manifest, REBUILD).get("files")
-        written = _listed(listed)
-        shards = {_relative(part, part.shard_path(shard)): shard for shard in range(part.shards)}
-        records = part.records()
-        agree = all(written.get(name) == records[shard].summary.sha256 for name, shard in shards.items())
-        if written.keys() != {*part.documents, *shards} or not agree:
-            return [f"{part.manifest}: the manifest lists other files than the part has. {REBUILD}"]
-        written = {name: written[name] for name in part.documents}
+        listed = part.listed_files(data, part.manifest)
+        written = {name: listed[name][1] for name in part.documents}
     return [
         _changed(part.folder / name, RESTORE)
         for name, sha256 in written.items()
@@ -176,16 +170,6 @@ def _names(part: Part) -> set[str]:
     if part.done_folder.parent.is_dir():
         names.add("_work/")
     return names
-
-
-def _listed(files: Any) -> dict[str, str]:
-    """Return the sha256 of each file in a manifest; nothing where its form is another."""
-    entries = files if isinstance(files, dict) else {}
-    return {
-        name: str(entry["sha256"])
-        for name, entry in entries.items()
-        if isinstance(entry, dict) and "sha256" in entry
-    }
 
 
 def _views(rows: Collection[ViewRow]) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.documents import decode, read_bytes
+from store.documents import read_bytes
 from store.errors import DamagedGrid, InputError, StorageError, VerificationError
 from store.exchange.outgoing import Exported, new_file, require_space
 from store.grids import GridStore
-from store.parts import MANIFEST_VERSION, REBUILD, Part, load_part, part_folders
+from store.parts import Part, load_part, part_folders
 from store.places.archive import ZipPlace
 from store.sealing import seal
 from store.sharing import Offer, OfferedPart, offer_at, pull
@@ -104,10 +104,8 @@ def _files_of(store: GridStore, folder: str) -> Iterator[_File]:
         yield _File(f"{folder}/{name}", path, path.stat().st_size, None)
     for part in parts:
         data = read_bytes(part.manifest) or b""
-        listed = decode("manifest", MANIFEST_VERSION, data, part.manifest, REBUILD)["files"]
-        for name, entry in listed.items():
-            inner = f"{folder}/{part.name}/{name}"
-            yield _File(inner, part.folder / name, int(entry["bytes"]), str(entry["sha256"]))
+        for name, (size, sha256) in part.listed_files(data, part.manifest).items():
+            yield _File(f"{folder}/{part.name}/{name}", part.folder / name, size, sha256)
         digest = hashlib.sha256(data).hexdigest()
         yield _File(f"{folder}/{part.name}/manifest.json", part.manifest, len(data), digest)
 
@@ -190,19 +188,10 @@ def _listed(place: ZipPlace, folder: str, offered: OfferedPart) -> dict[str, tup
     if not offered.sealed or data is None:
         raise _unfit(f"{part.name} has no manifest, so it is not complete", place)
     try:
-        files = decode("manifest", MANIFEST_VERSION, data, Path(place.url, folder, inner), _AGAIN)["files"]
-        found = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unfit(f"{inner} is incomplete", place) from error
-    shards = {_shard_name(part, shard): record.summary for shard, record in offered.records.items()}
-    recorded = {name: (summary.bytes, summary.sha256) for name, summary in shards.items()}
-    if found.keys() != {*part.documents, *recorded} or not recorded.items() <= found.items():
-        raise _unfit(f"{inner} lists other files than the part has", place)
+        found = part.listed_files(data, Path(place.url, folder, inner))
+    except VerificationError as fault:
+        raise _unfit(fault.what.replace("The manifest", inner, 1), place) from fault
     return {f"{part.name}/{name}": entry for name, entry in found.items()}
-
-
-def _shard_name(part: Part, shard: int) -> str:
-    return part.shard_path(shard).relative_to(part.folder).as_posix()
 
 
 def _lacking_bytes(offer: Offer, root: Path) -> int:
@@ -210,7 +199,7 @@ def _lacking_bytes(offer: Offer, root: Path) -> int:
         record.summary.bytes
         for offered in offer.parts
         for shard, record in offered.records.items()
-        if file_size(root / offer.name / offered.part.name / _shard_name(offered.part, shard))
+        if file_size(root / offer.name / offered.part.name / offered.part.shard_name(shard))
         != record.summary.bytes
     )
 

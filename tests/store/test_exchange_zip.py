@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import stat
@@ -470,3 +471,17 @@ def test_a_full_disk_is_noticed_before_and_survived_while_writing(
     import_zip(tmp_path / "x.zip", disk / "root")
     kit.expect_untouched(before, there)
     kit.expect_all(there, rows)
+
+
+def test_no_file_outside_of_a_cache_is_put_into_an_archive_whatever_its_manifest_names(
+    tmp_path: Path,
+) -> None:
+    tokens, _ = exchange.caches(tmp_path / "here", ROWS)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (manifest,) = tokens.path.glob("part-*/manifest.json")
+    body = decode("manifest", 1, manifest.read_bytes(), manifest, "")
+    body["files"]["../../../secret"] = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
+    manifest.write_bytes(encode("manifest", 1, body))
+    with pytest.raises(VerificationError, match="lists other files than the part has"):
+        export_zip(GridStore.open(tokens.path), tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
