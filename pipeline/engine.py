@@ -69,9 +69,15 @@ def chosen_device(device: str | None) -> torch.device:
     return usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def chosen_encoders(study: Study, asked: Sequence[str]) -> dict[str, str]:
-    """Return the encoders asked for, or all of the study: canonical name → what was written; doubles once."""
-    return {canonical_name(reference): reference for reference in (asked or study.encoders.names)}
+def chosen_encoders(study: Study, asked: Sequence[str], weights: Path | None) -> dict[str, str]:
+    """Return the encoders asked for, or all of the study: canonical name → what was written; doubles once.
+
+    Raises :class:`InputError` where ``weights``, a file or folder of one encoder, is given for several.
+    """
+    names = {canonical_name(reference): reference for reference in (asked or study.encoders.names)}
+    if weights is not None and len(names) > 1:
+        raise InputError("--weights belongs to one encoder", remedy="Name it with --encoder.")
+    return names
 
 
 def trained_encoders(work: Workspace) -> list[str]:
@@ -100,9 +106,7 @@ def extract_all(
     before the first one runs: :class:`InputError` for ``weights`` with more than one encoder, a device that is not
     here, a precision that an encoder does not have; what the Hub refuses; and whatever is wrong with the data.
     """
-    names = chosen_encoders(work.study, asked)
-    if weights is not None and len(names) > 1:
-        raise InputError("--weights belongs to one encoder", remedy="Name it with --encoder.")
+    names = chosen_encoders(work.study, asked, weights)
     target = chosen_device(device)
     work.keep_split()
     _check_precision(work, names)
@@ -266,6 +270,6 @@ def jobs(
     work: Workspace, asked: Sequence[str], seeds: int | None, *, weights: Path | None = None
 ) -> Iterator[Job]:
     """Yield one job an encoder, seeds 0 … ``seeds`` − 1 (default: the study's number)."""
-    for name, reference in chosen_encoders(work.study, asked).items():
+    for name, reference in chosen_encoders(work.study, asked, weights).items():
         count = seeds or work.study.train.seeds
         yield Job(work, name, reference, tuple(range(count)), weights or work.weights_of(name))

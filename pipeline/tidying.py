@@ -30,19 +30,6 @@ class Found:
         return self.kind == "cache"
 
 
-def stores_under(root: Path) -> tuple[list[GridStore], list[FrostgridError]]:
-    """Return every readable cache in a folder, by name, and what is wrong with the others."""
-    stores, faults = [], []
-    for file in sorted(root.glob("*/cache.json")):
-        if file.parent.name.endswith(".partial"):
-            continue
-        try:
-            stores.append(GridStore.open(file.parent))
-        except FrostgridError as fault:
-            faults.append(fault)
-    return stores, faults
-
-
 def superfluous(root: Path, studies: Sequence[Workspace]) -> tuple[list[Found], list[FrostgridError]]:
     """Return what could go from ``root``, and what is wrong with caches that cannot be read: they are left alone.
 
@@ -50,7 +37,7 @@ def superfluous(root: Path, studies: Sequence[Workspace]) -> tuple[list[Found], 
     the caches that none of them fits.
     """
     found = [Found(what, "leftover") for what in leftovers(root)]
-    stores, faults = stores_under(root)
+    stores, faults = GridStore.under(root)
     for store in stores:
         if studies and not any(fits(work, store.slug, store.identity, named=True) for work in studies):
             names = ", ".join(work.study.name for work in studies)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.console import Talk
 from stages.encoders import Encoder
 from store import GridStore
-from store.errors import FrostgridError, InputError
+from store.errors import InputError
 
 
 def weights_text(encoder: Encoder) -> str:
@@ -49,13 +49,10 @@ def refuse_borrowed(root: Path, encoder: Encoder, talk: Talk) -> None:
 
 def _makers(root: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield every readable feature cache in a folder, with the identity of the encoder that made it."""
-    for file in sorted(root.glob("*/cache.json")):
-        try:
-            made = GridStore.open(file.parent).identity.get("encoder")
-        except FrostgridError:  # of another version, or damaged: frostgrid cache verify tells
-            continue
+    for store in GridStore.under(root)[0]:  # of the others frostgrid cache verify tells
+        made = store.identity.get("encoder")
         if isinstance(made, Mapping):
-            yield file.parent, made
+            yield store.path, made
 
 
 def _alike(made: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from store.documents import decode, encode_legibly, read_bytes
 from store.durable import put_folder, storage_errors, sweep
-from store.errors import IdentityMismatch, InputError, StorageError, VerificationError
+from store.errors import FrostgridError, IdentityMismatch, InputError, StorageError, VerificationError
 from store.identity import canonical_json, differences, fingerprint
 from store.int8 import MAX_ERROR
 from store.layout import MAX_PART_SHARDS, group_metadata, shard_views, to_bytes
@@ -137,6 +137,19 @@ class GridStore:
                 with suppress(InputError, VerificationError):
                     stores.append(cls.open(folder))
         return stores
+
+    @classmethod
+    def under(cls, root: Path) -> tuple[list[GridStore], list[FrostgridError]]:
+        """Return every readable store in the folder ``root``, by name, and what is wrong with the others."""
+        stores: list[GridStore] = []
+        faults: list[FrostgridError] = []
+        for file in sorted(root.glob("*/cache.json")):
+            if not file.parent.name.endswith(".partial"):
+                try:
+                    stores.append(cls.open(file.parent))
+                except FrostgridError as fault:
+                    faults.append(fault)
+        return stores, faults
 
     def plan(
         self,

@@ -221,6 +221,12 @@ def test_pull_leaves_the_views_store_and_what_is_not_needed(home: Home, tmp_path
     assert {view.key for view in _views(few)} <= set(GridStore.open(few.store()).reader().views())
 
 
+def test_weights_are_not_taken_for_those_of_several_encoders(home: Home) -> None:
+    two = ("--encoder", "stain", "--encoder", "pixels")
+    for command in ("extract", "train"):
+        refused(home.run(command, *two, "--weights", home.study), "--weights belongs to one encoder")
+
+
 def test_pull_names_the_nearest_difference_where_nothing_fits(home: Home, tmp_path: Path) -> None:
     other = other_recipe(tmp_path, home)
     refused(
