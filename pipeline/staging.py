@@ -13,7 +13,7 @@ from pipeline.workspace import VIEWS, Workspace
 from store import GridStore, ViewKey
 from store.errors import InputError
 from store.places.place import Place
-from store.sharing import Offer, offers, pull, push
+from store.sharing import Offer, offer_at, offers, pull, push
 
 RIGHTS = (
     "Give a folder with --cache and extract into that, or a URL that only people with the same rights can read; "
@@ -110,11 +110,5 @@ def send(work: Workspace, store: GridStore, talk: Talk) -> None:
 
 def _same(origin: Place, slug: str, key: str) -> Offer | None:
     """Return the cache of this key at the place, if it is there; raise its fault if it cannot be read."""
-    found, faults = offers(origin, slug=slug)
-    for offer in found:
-        if offer.key == key:
-            return offer
-    for fault in faults:
-        if f"{slug}-{key[:12]}" in str(fault.where):
-            raise fault
-    return None
+    folder = f"{slug}-{key[:12]}"
+    return offer_at(origin, folder) if origin.read(f"{folder}/cache.json") else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from store.durable import abandoned, new_partial, remove_abandoned, storage_errors, sync_folder
 from store.errors import VerificationError
 from store.grids import GridStore
-from store.parts import Part, load_part, part_folders
+from store.parts import load_part, part_folders
 from store.verify import verify
 
 
@@ -41,13 +41,14 @@ def redundant_parts(store: GridStore) -> list[Superfluous]:
     """
     parts = [load_part(folder, store.key, store.spec) for folder in part_folders(store.path)]
     sealed = [part for part in parts if part.sealed() and len(part.done()) == part.shards]
-    staying = {part.name: part for part in sealed}
+    staying = {part.name: set(part.rows.keys()) for part in sealed}
     found = []
     for part in sorted(sealed, key=lambda part: (len(part.rows), part.name)):
-        others = [other for other in staying.values() if other is not part]
-        if _views(part) <= {key for other in others for key in _views(other)}:
-            del staying[part.name]
-            holders = [other.name for other in others if not _views(part).isdisjoint(_views(other))]
+        views = staying.pop(part.name)
+        holders = [name for name, others in staying.items() if not views.isdisjoint(others)]
+        if not views <= set().union(*(staying[name] for name in holders)):
+            staying[part.name] = views
+        else:
             reason = f"all its {len(part.rows)} views are in {' and '.join(holders)} as well"
             found.append(Superfluous(part.folder, reason, size_of(part.folder)))
     return found
@@ -101,7 +102,3 @@ def _sizes(path: Path) -> Iterator[int]:
         return
     for entry in entries:
         yield from _sizes(entry)
-
-
-def _views(part: Part) -> set[tuple[str, int]]:
-    return set(part.rows.keys())

@@ -30,7 +30,7 @@ def compiled(forward: Forward, name: str) -> Forward:
             raise InputError(
                 f"torch.compile cannot translate {name} on this machine: {reason}",
                 where="compile",
-                remedy="Leave --compile out; the tokens are the same without it.",
+                remedy="Leave --compile out; the tokens are the same without it, up to rounding.",
             ) from error
 
     return run

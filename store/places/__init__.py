@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from store.places.fsspec_place import FsspecPlace
 from store.places.local_place import LocalPlace
 from store.places.place import UNKNOWN, Content, Place
 
-__all__ = ["UNKNOWN", "Content", "FsspecPlace", "LocalPlace", "Place", "open_place"]
+__all__ = ["UNKNOWN", "Content", "LocalPlace", "Place", "open_place"]
 
 
 def open_place(url: str | Path) -> Place:
@@ -26,4 +25,6 @@ def open_place(url: str | Path) -> Place:
         from store.places.hub import HubPlace  # huggingface_hub takes a moment to load
 
         return HubPlace(text)
+    from store.places.fsspec_place import FsspecPlace  # so do fsspec's file systems
+
     return FsspecPlace(text)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 from cachekit import Home, cache, flip_bit, parsed, refused, small_cache
 from studykit import FOLDER, write_study
@@ -259,8 +257,7 @@ def test_a_removal_that_is_killed_leaves_a_leftover_and_no_half_cache(tmp_path: 
 
 def test_what_is_printed_as_json_is_nothing_but_json(home: Home) -> None:
     for command in (["ls", home.cache], ["info", home.store()], ["gc", home.cache]):
-        json.loads(cache(*command, "--json").stdout)
-    assert np.isfinite(parsed(cache("info", home.store(), "--json"))["bytes"])
+        parsed(cache(*command, "--json"))
 
 
 def test_a_study_may_say_where_its_caches_lie(home: Home, tmp_path: Path) -> None:

@@ -166,15 +166,24 @@ def test_a_url_that_cannot_be_used_is_refused_before_anything_is_computed(
 
 def test_two_trainings_at_once_end_in_the_same_runs(study: Path, tmp_path: Path) -> None:
     assert run(study, tmp_path, "extract").exit_code == 0
-    command = [
-        *(sys.executable, "-c", "from pipeline.cli import main; main()", "train", str(study), "--seeds", "3"),
-        *("--cache", str(tmp_path / "cache"), "--runs", str(tmp_path / "runs")),
-    ]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in both:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    assert len(list(tmp_path.glob("runs/small/stain/linear/seed-*"))) == 3
+
+    def started(runs: str) -> subprocess.Popen[str]:
+        command = [
+            *(sys.executable, "-c", "from pipeline.cli import main; main()", "train", str(study), "--seeds"),
+            *("3", "--cache", str(tmp_path / "cache"), "--runs", str(tmp_path / runs)),
+        ]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def decoders(runs: str) -> dict[str, bytes]:
+        found = (tmp_path / runs).glob("small/stain/linear/seed-*/decoder.safetensors")
+        return {path.parent.name: path.read_bytes() for path in found}
+
+    for processes in ([started("runs"), started("runs")], [started("alone")]):
+        for process in processes:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    assert len(decoders("runs")) == len(list(tmp_path.glob("runs/small/stain/linear/seed-*"))) == 3
+    assert decoders("runs") == decoders("alone")
 
 
 def test_an_impossible_decoder_or_device_is_refused_before_anything_is_computed(

@@ -84,6 +84,23 @@ def expect_both(root: Path, rows: Sequence[ViewRow]) -> None:
     assert not list(root.rglob("*.partial"))
 
 
+def expect_killed_imports_are_resumed(
+    act: Callable[[Path], object], folder: Path, rows: Sequence[ViewRow], *, stride: int
+) -> None:
+    """Kill an import into a new root in ``folder`` at every ``stride``-th change; each is taken up where it was."""
+    step = resumed = 0
+    while killed_at(step := step + stride, lambda: act(folder / str(step))):
+        root = folder / str(step)
+        begun = [store for slug in ("views", "pixels") for store in GridStore.beside(root, slug)]
+        kept = [kit.finished(store) for store in begun]
+        resumed += sum(map(len, kept))
+        act(root)
+        for store, before in zip(begun, kept, strict=True):
+            kit.expect_untouched(before, store)
+        expect_both(root, rows)
+    assert step > 200 and resumed > 5
+
+
 def killed_at(step: int, work: Callable[[], object]) -> bool:
     """Run ``work`` in a process that is killed just before its ``step``-th change to a disk; whether it was."""
 

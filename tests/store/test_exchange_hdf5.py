@@ -242,20 +242,9 @@ def test_killed_exports_leave_nothing_and_killed_imports_are_resumed(memory_path
             exchange.expect_both(memory_path / "early", rows)
             file.unlink()
     assert step > 30 and not list(memory_path.glob("*.partial"))
-    step, resumed = 0, 0
-    while True:
-        step += stride
-        root = memory_path / str(step)
-        if not exchange.killed_at(step, lambda root=root: import_hdf5(file, root)):
-            break
-        done = [store for slug in ("views", "pixels") for store in GridStore.beside(root, slug)]
-        kept = [kit.finished(store) for store in done]
-        resumed += sum(map(len, kept))
-        import_hdf5(file, root)
-        for store, before in zip(done, kept, strict=True):
-            kit.expect_untouched(before, store)
-        exchange.expect_both(root, rows)
-    assert step > 200 and resumed > 5
+    exchange.expect_killed_imports_are_resumed(
+        lambda root: import_hdf5(file, root), memory_path, rows, stride=stride
+    )
 
 
 def test_a_full_disk_ends_export_and_import_cleanly(

@@ -419,20 +419,9 @@ def test_killed_exports_leave_nothing_and_killed_imports_are_resumed(memory_path
         calls += 5
     assert calls > 20
     assert not list(memory_path.glob("*.partial"))
-    step, resumed = 0, 0
-    while True:
-        step += stride
-        root = memory_path / str(step)
-        if not exchange.killed_at(step, lambda root=root: import_zip(file, root, threads=1)):
-            break
-        done = [store for slug in ("views", "pixels") for store in GridStore.beside(root, slug)]
-        before = [kit.finished(store) for store in done]
-        resumed += sum(map(len, before))
-        import_zip(file, root)
-        for store, kept_ones in zip(done, before, strict=True):
-            kit.expect_untouched(kept_ones, store)
-        exchange.expect_both(root, rows)
-    assert step > 200 and resumed > 5
+    exchange.expect_killed_imports_are_resumed(
+        lambda root: import_zip(file, root, threads=1), memory_path, rows, stride=stride
+    )
 
 
 def test_a_full_disk_is_noticed_before_and_survived_while_writing(

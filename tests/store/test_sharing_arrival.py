@@ -16,7 +16,8 @@ import storekit as kit
 from fsspec.implementations.memory import MemoryFileSystem
 
 from store.errors import AccessError, InputError, StorageError
-from store.places import FsspecPlace, open_place
+from store.places import open_place
+from store.places.fsspec_place import FsspecPlace
 from store.sharing import push, verify_at
 
 ROWS = kit.rows_of(6, 2)

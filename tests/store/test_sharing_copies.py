@@ -30,7 +30,8 @@ from store.errors import (
     VerificationError,
 )
 from store.parts import load_part, part_folders
-from store.places import FsspecPlace, LocalPlace, open_place
+from store.places import LocalPlace, open_place
+from store.places.fsspec_place import FsspecPlace
 from store.sharing import offer_at, offers, pull, push, verify_at
 
 ROWS = kit.rows_of(6, 4)  # six shards of four
