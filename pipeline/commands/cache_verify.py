@@ -70,7 +70,7 @@ def verify(
         again = _encoded_again(
             cache, study, sample, talk, weights=weights, device=device, runs=runs, threads=threads
         )
-    if status is not None and status.views_done < status.views_planned:
+    if status.views_done < status.views_planned:
         lacking = status.views_planned - status.views_done
         faults.append(
             f"{lacking} of {status.views_planned} planned views are not written [{cache}]. "
