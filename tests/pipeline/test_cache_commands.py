@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +13,6 @@ from studykit import FOLDER, frostgrid, write_study
 from test_sharing_a_cache import own_encoder
 
 from store import GridStore
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A study whose caches are extracted; tests leave it as it is."""
-    made = Home(tmp_path_factory.mktemp("home"))
-    done = made.run("extract")
-    assert done.exit_code == 0, done.output
-    return made
-
-
-@pytest.fixture
-def copy(home: Home, tmp_path: Path) -> Home:
-    """A copy of that folder, to be damaged."""
-    shutil.copytree(home.folder, tmp_path / "copy")
-    return Home(tmp_path / "copy")
 
 
 def other_recipe(folder: Path, home: Home) -> Path:

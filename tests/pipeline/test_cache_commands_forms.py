@@ -15,22 +15,6 @@ from studykit import FOLDER, write_study
 from store import GridStore, ViewRow
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A study whose caches are extracted and whose decoders are trained; tests leave it as it is."""
-    made = Home(tmp_path_factory.mktemp("home"))
-    done = made.run("run")
-    assert done.exit_code == 0, done.output
-    return made
-
-
-@pytest.fixture
-def copy(home: Home, tmp_path: Path) -> Home:
-    """A copy of that folder, to be changed."""
-    shutil.copytree(home.folder, tmp_path / "copy")
-    return Home(tmp_path / "copy")
-
-
 def test_a_cache_of_half_the_size_says_what_it_cost_and_is_trained_from(copy: Home) -> None:
     made = parsed(cache("convert", copy.store(), "--to", "int8", "--max-error", "0.5", "--json"))
     assert made["bytes"] == sum(path.stat().st_size for path in Path(made["to"]).glob("part-*/tokens/c.*"))

@@ -21,15 +21,6 @@ TRAIN, VAL, TEST = 3, 1, 2
 VIEWS = TRAIN * 2 + VAL + TEST
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A study that was run once."""
-    made = Home(tmp_path_factory.mktemp("home"))
-    done = made.run("run")
-    assert done.exit_code == 0, done.output
-    return made
-
-
 @pytest.fixture
 def copy(home: Home, tmp_path: Path) -> Home:
     """The study with its data and its caches in another folder, everything of today's date."""

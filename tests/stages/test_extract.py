@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from corner import Corner
 
 from stages.batching import Batches
-from stages.encoders import TokenGrid
 from stages.extract import Done, extract, write_views
 from stages.tiles.demo import DemoDataset
 from stages.tiles.plan import (
@@ -30,29 +29,6 @@ from store.errors import FrostgridError, IdentityMismatch, InputError
 PX = 32
 DATASET = DemoDataset(6, size_px=64)
 RECIPE = Recipe()
-
-
-class Corner:
-    """An encoder whose only token is a view's first pixel; ``fails`` makes one batch bad, ``slow`` counts batches."""
-
-    name = "corner"
-    parameters = 0
-    grid = TokenGrid(3, 1, 1)
-    identity: Mapping[str, Any] = {"encoder": "corner"}
-    provenance: Mapping[str, Any] = {}
-
-    def __init__(self, bad_batch: int | None = None, value: float = float("nan")) -> None:
-        self.batches: list[int] = []
-        self.bad_batch, self.value = bad_batch, value
-        self.threads: set[int] = set()
-
-    def encode(self, views: torch.Tensor) -> torch.Tensor:
-        self.batches.append(len(views))
-        self.threads.add(threading.get_ident())
-        tokens = views[:, :, :1, :1].float()
-        if len(self.batches) == self.bad_batch:
-            tokens[0, 0] = self.value
-        return tokens
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-import torch
+from corner import Corner
 
 from stages.batching import Batches
-from stages.encoders import TokenGrid
 from stages.extract import extract, write_views
 from stages.tiles.demo import DemoDataset
 from stages.tiles.plan import ViewSource, mask_spec, masks_identity, planned_views
@@ -23,19 +20,6 @@ from store.exchange import export_pooled
 
 DATASET = DemoDataset(3, size_px=64)
 RECIPE = Recipe()
-
-
-class Corner:
-    """An encoder whose only token is the first pixel of a view."""
-
-    name = "corner"
-    parameters = 0
-    grid = TokenGrid(3, 1, 1)
-    identity: Mapping[str, Any] = {"encoder": "corner"}
-    provenance: Mapping[str, Any] = {}
-
-    def encode(self, views: torch.Tensor) -> torch.Tensor:
-        return views[:, :, :1, :1].float()
 
 
 def test_pooled_features_lie_where_their_pixels_are(tmp_path: Path) -> None:
