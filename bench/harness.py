@@ -87,14 +87,20 @@ def chosen(only: tuple[str, ...]) -> Iterator[tuple[str, Benchmark]]:
             yield name, function
 
 
-def in_turn(setting: Setting, ours: Run, reference: Run) -> Samples:
-    """Run both once to warm up, then ``setting.rounds`` times in turn; who goes first changes every round."""
+def in_turn(setting: Setting, ours: Run, reference: Run, *, settle: bool = False) -> Samples:
+    """Run both once to warm up, then ``setting.rounds`` times in turn; who goes first changes every round.
+
+    With ``settle`` each is run once more, unmeasured, whenever its turn comes: for sides that leave the process in
+    another state, as that of its allocator, than they would find alone.
+    """
     samples = Samples()
     ours()
     reference()
     sides = [(ours, samples.ours, samples.ours_cpu), (reference, samples.reference, samples.reference_cpu)]
     for number in range(setting.rounds):
         for run, clock, cpu in sides if number % 2 == 0 else reversed(sides):
+            if settle:
+                run()
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             run()
             cpu.append(time.process_time() - cpu_start)

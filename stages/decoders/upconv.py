@@ -42,6 +42,7 @@ _AXIS = (
     _Piece(slice(None), slice(None), slice(1, -1)),
     _Piece(slice(-1, None), slice(0, 1), slice(-1, None)),
 )
+_RIM = [pieces for pieces in product(_AXIS, _AXIS) if pieces != (_AXIS[1], _AXIS[1])]
 _ENDS = ((0, 1, 2), (-1, -2, -3))  # the outermost, second and third sample of either end of an axis
 
 
@@ -89,16 +90,13 @@ class _FastUpConv(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         taps = _transposed_taps(weight)
         batch, _, h, w = x.shape
-        channels = len(bias)
-        y = _empty(x, batch, channels, 2 * h, 2 * w)
-        for tiles in _portions(y):
-            z = _extended_map(x[tiles], taps)
-            for axis, (outer, rim, inside) in product((2, 3), _ENDS):
-                edge = z.select(axis, outer)
-                z.select(axis, rim).add_(edge)
-                edge.mul_(-4).add_(z.select(axis, inside))
-            z = F.conv2d(z, _blur_kernel(x, channels), bias, groups=channels)
-            torch.clamp_min(z, 0, out=y[tiles])
+        portions = _portions(batch, len(bias), 2 * h, 2 * w)
+        if len(portions) == 1:
+            y = _blurred(x, taps, bias).clamp_min_(0)
+        else:
+            y = _empty(x, batch, len(bias), 2 * h, 2 * w)
+            for tiles in portions:
+                torch.clamp_min(_blurred(x[tiles], taps, bias), 0, out=y[tiles])
         ctx.save_for_backward(x, weight, y)
         return y
 
@@ -113,7 +111,7 @@ class _FastUpConv(torch.autograd.Function):
         dtaps = torch.zeros((3, 3, *weight.shape[:2]), dtype=wide, device=weight.device)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         taps = _transposed_taps(weight)
-        for tiles in _portions(y):
+        for tiles in _portions(*y.shape):
             part = grad[tiles].contiguous(memory_format=torch.channels_last)
             part = torch.ops.aten.threshold_backward(part, y[tiles], 0)
             dbias += part.sum((0, 2, 3))
@@ -131,10 +129,20 @@ class _FastUpConv(torch.autograd.Function):
         return dx, dweight if ctx.needs_input_grad[1] else None, dbias.to(weight.dtype)
 
 
-def _portions(y: torch.Tensor) -> list[slice]:
-    """Cut the batch into runs of tiles whose temporaries stay small beside what must be kept anyway."""
-    at_once = max(1, _TEMPORARY // y[0].numel())
-    return [slice(start, start + at_once) for start in range(0, len(y), at_once)]
+def _portions(batch: int, channels: int, h: int, w: int) -> list[slice]:
+    """Cut a batch of output maps into runs of tiles whose temporaries stay small beside what must be kept anyway."""
+    at_once = max(1, _TEMPORARY // (channels * h * w))
+    return [slice(start, start + at_once) for start in range(0, batch, at_once)]
+
+
+def _blurred(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return the textbook's output before it is rectified, (B, E, 2h, 2w)."""
+    z = _extended_map(x, taps)
+    for axis, (outer, rim, inside) in product((2, 3), _ENDS):
+        edge = z.select(axis, outer)
+        z.select(axis, rim).add_(edge)
+        edge.mul_(-4).add_(z.select(axis, inside))
+    return F.conv2d(z, _blur_kernel(x, len(bias)), bias, groups=len(bias))
 
 
 def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -143,9 +151,13 @@ def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
 
 def _extended_map(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """Return the nine pieces at their places, (B, E, 2h + 3, 2w + 3)."""
-    batch, _, h, w = x.shape
-    z = _empty(x, batch, taps.shape[1], 2 * h + 3, 2 * w + 3)
-    for row, column in product(_AXIS, _AXIS):
+    # Zeros around the map make the library write the largest piece where it belongs.
+    padded = _empty(x, *x.shape[:2], x.shape[2] + 2, x.shape[3] + 2)
+    for axis, end in product((2, 3), (0, -1)):
+        padded.select(axis, end).zero_()
+    padded[:, :, 1:-1, 1:-1] = x
+    z = F.conv_transpose2d(padded, taps, stride=2, padding=1)
+    for row, column in _RIM:
         z[:, :, row.place, column.place] = F.conv_transpose2d(
             x[:, :, row.source, column.source], taps[:, :, row.taps, column.taps], stride=2
         )
@@ -154,13 +166,11 @@ def _extended_map(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
 
 def _input_gradient(dz: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """Return the adjoint of :func:`_extended_map` in ``x``, (B, D, h, w)."""
-    inner = _AXIS[1]
-    dx = F.conv2d(dz[:, :, inner.place, inner.place], taps, stride=2)
-    for row, column in product(_AXIS, _AXIS):
-        if row is not inner or column is not inner:
-            dx[:, :, row.source, column.source] += F.conv2d(
-                dz[:, :, row.place, column.place], taps[:, :, row.taps, column.taps], stride=2
-            )
+    dx = F.conv2d(dz, taps, stride=2, padding=1)[:, :, 1:-1, 1:-1]
+    for row, column in _RIM:
+        dx[:, :, row.source, column.source] += F.conv2d(
+            dz[:, :, row.place, column.place], taps[:, :, row.taps, column.taps], stride=2
+        )
     return dx
 
 
