@@ -26,6 +26,7 @@ _POSITION_BITS = 32  # fractional bits of a position in source pixels
 _WEIGHT_BITS = 6  # of a bilinear weight: positions are rounded down to 1/64 of a source pixel
 _LANE = 21  # bits a channel has in a packed pixel: 8 of value, 2 * 6 of weights, 1 spare
 _COLOUR_BITS = 16
+_BAND = 32  # rows of a view that are worked on at a time: their positions and pixels stay in the processor's cache
 _GRAY = (299, 587, 114)  # per mille, ITU-R BT.601
 
 
@@ -150,12 +151,14 @@ class _Positions:
         shift_y, shift_x = (share * tile.px * tile.step for share in how.shift)
         self.centre = (_fixed(tile.centre[0] + shift_y), _fixed(tile.centre[1] + shift_x))
 
-    def grid(self, samples: int, row: int, column: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions (y, x), each (px, px) int64, of sample (row, column) out of samples×samples of every view pixel."""
+    def grid(
+        self, samples: int, row: int, column: int, rows: slice = slice(None)
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions (y, x), each (rows, px) int64, of sample (row, column) of samples×samples a view pixel."""
         xx, xy, yx, yy = (_fixed(value / (2 * samples)) for value in self.coefficients)
         # twice the offset from the view's centre, in samples: odd integers, symmetric about 0
         index = 2 * samples * np.arange(self.px, dtype=np.int64) + 1 - samples * self.px
-        u, v = index[None, :] + 2 * column, index[:, None] + 2 * row
+        u, v = index[None, :] + 2 * column, index[rows, None] + 2 * row
         return self.centre[0] + yx * u + yy * v, self.centre[1] + xx * u + xy * v
 
     def bounds(self) -> tuple[int, int, int, int]:
@@ -175,11 +178,10 @@ class _Region:
         self.size = size
 
     def of(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        rows, columns = (
-            np.minimum(folded := index % (2 * n), 2 * n - 1 - folded)
-            for index, n in zip((self.rows, self.columns), self.size, strict=True)
-        )
-        return source[rows[:, None], columns[None, :]]
+        for axis, (index, n) in enumerate(zip((self.rows, self.columns), self.size, strict=True)):
+            folded = index % (2 * n)
+            source = source.take(np.minimum(folded, 2 * n - 1 - folded), axis)
+        return source
 
     def inside(self) -> NDArray[np.bool_]:
         rows, columns = (
@@ -196,25 +198,60 @@ def _sample(
     source: NDArray[np.uint8], region: _Region, position: _Positions, samples: int
 ) -> NDArray[np.uint8]:
     """Mean of samples×samples bilinear samples a view pixel, three channels at once in the lanes of one int64."""
-    wide = source.astype(np.int64)
-    packed = (wide[..., 0] | wide[..., 1] << _LANE | wide[..., 2] << 2 * _LANE).ravel()
+    packed = source[..., 2].astype(np.int64)
+    for channel in (1, 0):
+        packed <<= _LANE
+        packed |= source[..., channel]
+    packed = packed.ravel()
     width = source.shape[1]
-    total = np.zeros((3, position.px, position.px), np.int64)
+    weight = samples * samples << (2 * _WEIGHT_BITS)
+    pixels = np.empty((position.px, position.px, 3), np.uint8)
+    for top in range(0, position.px, _BAND):
+        rows = slice(top, min(top + _BAND, position.px))
+        total = np.zeros((3, rows.stop - top, position.px), np.int64)
+        for row in range(samples):
+            for column in range(samples):
+                mixed = _bilinear(packed, width, region, *position.grid(samples, row, column, rows))
+                for channel in range(3):
+                    total[channel] += (mixed >> (channel * _LANE)) & ((1 << _LANE) - 1)
+        total += weight // 2
+        total //= weight
+        pixels[rows] = np.moveaxis(total, 0, -1)
+    return pixels
+
+
+def _bilinear(
+    packed: NDArray[np.int64], width: int, region: _Region, y: NDArray[np.int64], x: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Interpolate packed pixels at positions (y, x), times 2 ** (2 * _WEIGHT_BITS); the positions are overwritten."""
     half = 1 << (_POSITION_BITS - 1)  # pixel centres lie at half-integers
-    one = 1 << _WEIGHT_BITS
-    for row in range(samples):
-        for column in range(samples):
-            y, x = position.grid(samples, row, column)
-            y -= half + (region.top << _POSITION_BITS)
-            x -= half + (region.left << _POSITION_BITS)
-            corner = (y >> _POSITION_BITS) * width + (x >> _POSITION_BITS)
-            y, x = ((axis >> (_POSITION_BITS - _WEIGHT_BITS)) & (one - 1) for axis in (y, x))
-            mixed = (one - y) * ((one - x) * packed[corner] + x * packed[corner + 1])
-            mixed += y * ((one - x) * packed[corner + width] + x * packed[corner + width + 1])
-            for channel in range(3):
-                total[channel] += (mixed >> (channel * _LANE)) & ((1 << _LANE) - 1)
-    weight = samples * samples * one * one
-    return np.ascontiguousarray(np.moveaxis((total + weight // 2) // weight, 0, -1).astype(np.uint8))
+    y -= half + (region.top << _POSITION_BITS)
+    x -= half + (region.left << _POSITION_BITS)
+    corner = y >> _POSITION_BITS
+    corner *= width
+    corner += x >> _POSITION_BITS
+    for axis in (y, x):
+        axis >>= _POSITION_BITS - _WEIGHT_BITS
+        axis &= (1 << _WEIGHT_BITS) - 1
+    above, below = (_between(packed, corner + step, x) for step in (0, width))
+    below -= above
+    below *= y
+    above <<= _WEIGHT_BITS
+    above += below
+    return above
+
+
+def _between(packed: NDArray[np.int64], at: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the mean of each pixel and its right neighbour, times 2 ** _WEIGHT_BITS, the latter weighted by ``x``."""
+    # Differences of lanes borrow from each other, and the sum gives it back.
+    left = packed.take(at)
+    at += 1
+    right = packed.take(at)
+    right -= left
+    right *= x
+    left <<= _WEIGHT_BITS
+    left += right
+    return left
 
 
 def _recolour(pixels: NDArray[np.uint8], how: Draw) -> NDArray[np.uint8]:
@@ -222,13 +259,19 @@ def _recolour(pixels: NDArray[np.uint8], how: Draw) -> NDArray[np.uint8]:
     gray = np.array(_GRAY) / 1000
     saturate = how.saturation * np.eye(3) + (1 - how.saturation) * gray[None, :]
     colour = _hue_rotation(how.hue) @ saturate * (how.contrast * how.brightness)
-    fixed = np.rint(colour * (1 << _COLOUR_BITS))
+    fixed = np.rint(colour * (1 << _COLOUR_BITS)).T
     lift = round((1 - how.contrast) * how.brightness * (1 << _COLOUR_BITS))
-    sums = pixels.reshape(-1, 3).sum(axis=0, dtype=np.int64)
+    sums = pixels.reshape(len(pixels), -1).sum(axis=0, dtype=np.int64).reshape(-1, 3).sum(axis=0)
     offset = lift * sum(weight * int(value) for weight, value in zip(_GRAY, sums, strict=True))
     offset = offset // (1000 * pixels.shape[0] * pixels.shape[1]) + (1 << (_COLOUR_BITS - 1))
-    mixed: NDArray[np.int64] = (pixels.astype(np.float64) @ fixed.T).astype(np.int64)
-    return np.asarray(np.clip((mixed + offset) >> _COLOUR_BITS, 0, 255).astype(np.uint8))
+    recoloured = np.empty_like(pixels)
+    for top in range(0, len(pixels), _BAND):
+        # Whole numbers far below 2**53: the products of doubles are exact.
+        mixed = (pixels[top : top + _BAND].astype(np.float64) @ fixed).astype(np.int64)
+        mixed += offset
+        mixed >>= _COLOUR_BITS
+        recoloured[top : top + _BAND] = np.clip(mixed, 0, 255, out=mixed)
+    return recoloured
 
 
 def _hue_rotation(turns: float) -> NDArray[np.float64]:
