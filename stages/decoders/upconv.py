@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stages.decoders.blur import blur_gradients, rectified_blur
 from store.errors import InputError
 
 UpConvMode = Literal["fast", "textbook", "auto"]
@@ -62,7 +63,7 @@ def fast_upconv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
     the backward pass are ``x`` and the output. Inside an autocast region it runs in the region's dtype.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return _apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
@@ -72,11 +73,6 @@ def fast_upconv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
 def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     result: torch.Tensor = _FastUpConv.apply(x, weight, bias)
     return result
-
-
-def _blur_kernel(like: torch.Tensor, channels: int) -> torch.Tensor:
-    taps = like.new_tensor([0.25, 0.75, 0.75, 0.25])
-    return torch.outer(taps, taps).expand(channels, 1, 4, 4)
 
 
 def _transposed_taps(weight: torch.Tensor) -> torch.Tensor:
@@ -92,11 +88,11 @@ class _FastUpConv(torch.autograd.Function):
         batch, _, h, w = x.shape
         portions = _portions(batch, len(bias), 2 * h, 2 * w)
         if len(portions) == 1:
-            y = _blurred(x, taps, bias).clamp_min_(0)
+            y = rectified_blur(_bordered_map(x, taps), bias)
         else:
             y = _empty(x, batch, len(bias), 2 * h, 2 * w)
             for tiles in portions:
-                torch.clamp_min(_blurred(x[tiles], taps, bias), 0, out=y[tiles])
+                rectified_blur(_bordered_map(x[tiles], taps), bias, out=y[tiles])
         ctx.save_for_backward(x, weight, y)
         return y
 
@@ -113,9 +109,8 @@ class _FastUpConv(torch.autograd.Function):
         taps = _transposed_taps(weight)
         for tiles in _portions(*y.shape):
             part = grad[tiles].contiguous(memory_format=torch.channels_last)
-            part = torch.ops.aten.threshold_backward(part, y[tiles], 0)
-            dbias += part.sum((0, 2, 3))
-            dz = F.conv2d(part, _blur_kernel(y, channels), padding=3, groups=channels)
+            dz, sums = blur_gradients(part, y[tiles], wide)
+            dbias += sums
             del part
             for axis, (outer, rim, inside) in product((2, 3), _ENDS):
                 edge = dz.select(axis, outer)
@@ -135,14 +130,14 @@ def _portions(batch: int, channels: int, h: int, w: int) -> list[slice]:
     return [slice(start, start + at_once) for start in range(0, batch, at_once)]
 
 
-def _blurred(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return the textbook's output before it is rectified, (B, E, 2h, 2w)."""
+def _bordered_map(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """Return the map (B, E, 2h + 3, 2w + 3) whose blur is the textbook's convolution."""
     z = _extended_map(x, taps)
     for axis, (outer, rim, inside) in product((2, 3), _ENDS):
         edge = z.select(axis, outer)
         z.select(axis, rim).add_(edge)
         edge.mul_(-4).add_(z.select(axis, inside))
-    return F.conv2d(z, _blur_kernel(x, len(bias)), bias, groups=len(bias))
+    return z
 
 
 def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:

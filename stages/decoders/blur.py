@@ -1,0 +1,49 @@
+"""The blur behind the fast operator, with what is done beside it: bias and ReLU forward, ReLU's mask backward."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+
+
+def rectified_blur(z: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``relu(b * z + bias)`` with b = [1, 3, 3, 1] / 4 along each axis: (B, E, h + 3, w + 3) to (B, E, h, w).
+
+    Channels last in, channels last out (in ``out`` if given), in the dtype of ``z``; sums on a GPU are at least float32.
+    """
+    if z.is_cuda and _fused():
+        from stages.decoders.blur_triton import rectified_blur as fused
+
+        return fused(z, bias, out)
+    blurred = F.conv2d(z, _kernel(z), bias, groups=z.shape[1])
+    return blurred.clamp_min_(0) if out is None else torch.clamp_min(blurred, 0, out=out)
+
+
+def blur_gradients(
+    grad: torch.Tensor, y: torch.Tensor, wide: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of z (B, E, h + 3, w + 3) and of the bias (E,) from those of the output ``y``.
+
+    ``grad`` and ``y`` (B, E, h, w) are channels last. The bias has its sums, and its dtype, in ``wide``.
+    """
+    part = torch.ops.aten.threshold_backward(grad, y, 0)
+    dbias = part.sum((0, 2, 3), dtype=wide)
+    if grad.is_cuda and _fused():
+        from stages.decoders.blur_triton import transposed_blur
+
+        return transposed_blur(part), dbias
+    return F.conv2d(part, _kernel(y), padding=3, groups=y.shape[1]), dbias
+
+
+@cache
+def _fused() -> bool:
+    """Whether there is what the fused kernels are written in; torch brings it along for GPUs on Linux."""
+    return find_spec("triton") is not None
+
+
+def _kernel(like: torch.Tensor) -> torch.Tensor:
+    taps = like.new_tensor([0.25, 0.75, 0.75, 0.25])
+    return torch.outer(taps, taps).expand(like.shape[1], 1, 4, 4)

@@ -1,0 +1,45 @@
+"""The kernels for GPUs compute what the processor's form does; here they run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+SCRIPT = """
+import torch
+from stages.decoders import blur, blur_triton
+
+torch.manual_seed(0)
+last = torch.channels_last
+for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+    for batch, channels, h, w in ((1, 1, 1, 1), (2, 3, 5, 9), (1, 130, 2, 9)):
+        z = torch.randn(batch, channels, h + 3, w + 3).to(dtype).contiguous(memory_format=last)
+        bias = torch.randn(channels).to(dtype)
+        exact = blur.rectified_blur(z.double(), bias.double())
+        found = blur_triton.rectified_blur(z, bias)
+        assert found.is_contiguous(memory_format=last) and found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=near, atol=near)
+        assert (found == 0).any() or found.numel() < 50
+        into = torch.full((batch + 1, channels, h, w), 9.0, dtype=dtype).contiguous(memory_format=last)
+        blur_triton.rectified_blur(z, bias, into[:batch])
+        assert torch.equal(into[:batch], found) and (into[batch:] == 9).all()
+        grad = torch.randn(batch, channels, h, w).to(dtype).contiguous(memory_format=last)
+        dz, _ = blur.blur_gradients(grad.double(), torch.ones_like(grad).double(), torch.float64)
+        torch.testing.assert_close(blur_triton.transposed_blur(grad).double(), dz, rtol=near, atol=near)
+        pairing = (blur_triton.transposed_blur(grad.double()) * z.double()).sum()
+        blurred = blur.rectified_blur(z.double(), torch.full_like(bias, 100.0).double()) - 100
+        torch.testing.assert_close((grad.double() * blurred).sum(), pairing)
+print("kernels agree")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch's builds for GPUs only")
+def test_the_kernels_for_gpus_agree_with_the_processor() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "kernels agree" in done.stdout
