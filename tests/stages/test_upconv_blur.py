@@ -15,8 +15,13 @@ from stages.decoders import blur, blur_triton
 
 torch.manual_seed(0)
 last = torch.channels_last
-for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-    for batch, channels, h, w in ((1, 1, 1, 1), (2, 3, 5, 9), (1, 130, 2, 9)):
+kinds = {
+    torch.float64: (1e-12, [(1, 1, 1, 1), (2, 3, 3, 9)]),
+    torch.float32: (1e-5, [(1, 130, 2, 3)]),
+    torch.bfloat16: (2e-2, [(2, 3, 3, 9)]),
+}
+for dtype, (near, sizes) in kinds.items():
+    for batch, channels, h, w in sizes:
         z = torch.randn(batch, channels, h + 3, w + 3).to(dtype).contiguous(memory_format=last)
         bias = torch.randn(channels).to(dtype)
         exact = blur.rectified_blur(z.double(), bias.double())
