@@ -14,6 +14,9 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+import torch
+
+from stages.cost import gemm_rate
 
 LIBRARIES = ("numpy", "torch", "zarr", "numcodecs", "google-crc32c")
 
@@ -153,6 +156,7 @@ def machine(setting: Setting) -> dict[str, Any]:
         "threads": setting.threads,
         "load_at_start": round(os.getloadavg()[0], 2),
         **memory_speed(1 << (22 if setting.small else 28)),
+        **product_speed(64 if setting.small else 2048, setting.threads),
         "system": platform.platform(),
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
@@ -178,6 +182,20 @@ def memory_speed(nbytes: int) -> dict[str, float]:
         "copy_gb_a_s": round(nbytes / 1e9 / touched, 2),
         "copy_to_new_gb_a_s": round(nbytes / 1e9 / new, 2),
     }
+
+
+def product_speed(side: int, threads: int) -> dict[str, float]:
+    """Return how fast matrix products are: 10⁹ FLOP a second in float32 and in bfloat16, best of a second each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rates = [
+            gemm_rate(torch.device("cpu"), side, 1.0, dtype) / 1e9
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+    finally:
+        torch.set_num_threads(before)
+    return {"gemm_float32_gflop_a_s": round(rates[0], 1), "gemm_bfloat16_gflop_a_s": round(rates[1], 1)}
 
 
 def _rounded(value: Any) -> Any:

@@ -26,9 +26,11 @@ def decoder_step_flop(name: str, geometry: Geometry, options: Mapping[str, Any])
     return 3 * int(counter.get_total_flops())
 
 
-def gemm_rate(device: torch.device, side: int = 2048, seconds: float = 0.3) -> float:
-    """Measure float32 matrix products on ``device`` for about ``seconds``; returns FLOP a second, best of the runs."""
-    left, right = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+def gemm_rate(
+    device: torch.device, side: int = 2048, seconds: float = 0.3, dtype: torch.dtype = torch.float32
+) -> float:
+    """Measure matrix products on ``device`` for about ``seconds``; returns FLOP a second, best of the runs."""
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     left @ right
     best, ends = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < ends:

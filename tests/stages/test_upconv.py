@@ -42,10 +42,11 @@ def outcome(form: Form, tensors: list[torch.Tensor], dtype: torch.dtype) -> list
     batch=st.integers(1, 3),
     width_in=st.integers(1, 7),
     width_out=st.integers(1, 7),
-    h=st.integers(1, 20),
-    w=st.integers(1, 20),
+    h=st.integers(1, 40),
+    w=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
+@example(batch=1, width_in=8, width_out=8, h=40, w=40, seed=0)
 @example(batch=1, width_in=1, width_out=1, h=1, w=1, seed=0)
 @example(batch=2, width_in=3, width_out=5, h=1, w=9, seed=0)
 @example(batch=2, width_in=5, width_out=3, h=9, w=1, seed=0)
