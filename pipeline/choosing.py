@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from stages.encoders import file_sha256
-from store.errors import IdentityMismatch, InputError
+from store.errors import InputError, NoCache, OtherCache
 from store.identity import differences
 
 NAMED_DIFFERENCES = 5
@@ -53,8 +53,8 @@ class Wanted:
     def choose(self, candidates: Mapping[str, C], *, where: str | Path, remedy: str) -> C:
         """Return the one that fits of the caches there are, by name; ``where`` they lie is for the messages.
 
-        Raises ``IdentityMismatch`` naming what differs in the nearest one, ``InputError`` ending in ``remedy`` where
-        there is none at all, :class:`UnclearCache` where several fit.
+        Raises ``OtherCache`` naming what differs in the nearest one, ``NoCache`` ending in ``remedy`` where there is
+        none at all, :class:`UnclearCache` where several fit.
         """
         fits = {name: one for name, one in candidates.items() if not self.differences(one.identity)}
         if fits and self.weights is not None:
@@ -70,10 +70,10 @@ class Wanted:
             )
         others = [(self.differences(one.identity), name) for name, one in candidates.items()]
         if not others:
-            raise InputError(f"There is no cache of {self.title} for this study", where=where, remedy=remedy)
+            raise NoCache(f"There is no cache of {self.title} for this study", where=where, remedy=remedy)
         fields, name = min(others, key=lambda other: (len(other[0]), other[1]))
         more = len(fields) - NAMED_DIFFERENCES
-        raise IdentityMismatch(
+        raise OtherCache(
             f"There is no cache of {self.title} for this study; the nearest one, {name}, differs in "
             + "; ".join(fields[:NAMED_DIFFERENCES])
             + (f"; and {more} more" if more > 0 else ""),
@@ -89,7 +89,7 @@ class Wanted:
             if one.identity["encoder"].get("weights", digest) == digest
         }
         if not made:
-            raise IdentityMismatch(
+            raise OtherCache(
                 f"The cache of {self.title} was made from other weights than {weights} (sha256 {digest[:12]})",
                 where=f"{where}: {', '.join(fits)}",
                 remedy="Extract with these weights, or leave them out to use what is cached.",

@@ -16,9 +16,9 @@ import huggingface_hub
 import torch
 from huggingface_hub import constants
 
-from pipeline.choosing import UnclearCache
 from pipeline.sharing import choose
 from pipeline.workspace import Workspace, source_pixels_per_tile_pixel
+from stages.decoders import decoder_faults
 from stages.encoders import (
     WEIGHTS_VARIABLE,
     RefusedByHub,
@@ -33,7 +33,7 @@ from stages.encoders import (
 from stages.tiles.split import Split
 from stages.training.memory import available_memory
 from store import StoreStatus
-from store.errors import FrostgridError, InputError, InputErrors, StorageError
+from store.errors import FrostgridError, InputError, InputErrors, NoCache, StorageError
 
 TIMEOUT: Final = 5.0  # seconds for one answer of the Hub
 PACKAGES: Final = ("frostgrid", "torch", "timm", "zarr", "huggingface_hub", "safetensors", "numpy")
@@ -59,7 +59,7 @@ def examine(cache: Path, work: Workspace | None = None, *, timeout: float = TIME
         "cache": _disk(cache),
         "hub": _hub(timeout),
         "weights_folder": _weights_folder(names),
-        "plugin_faults": [_words(fault) for fault in plugin_faults()],
+        "plugin_faults": [_words(fault) for fault in (*plugin_faults(), *decoder_faults())],
         "study": study,
         "usable": study is None or not study["faults"],
     }
@@ -238,17 +238,16 @@ def _cached(
         try:
             offer = choose(work.origin, work.wanted_tokens(reference, given))
             return _counted(offer.where("").rstrip("/"), offer.status)
-        except InputError as error:
-            if isinstance(error, UnclearCache):
-                faults.append(error)
+        except NoCache:
+            pass
         except FrostgridError as error:
             faults.append(error)
     try:
         store = work.find_tokens(reference, given)
-    except UnclearCache as error:
-        faults.append(error)
+    except NoCache:  # there is none yet, which is how every study begins
         return {}
-    except InputError:  # there is none yet, which is how every study begins
+    except InputError as error:
+        faults.append(error)
         return {}
     return _counted(str(store.path), store.status())
 

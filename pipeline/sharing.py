@@ -13,54 +13,17 @@ from pipeline.study import Study
 from pipeline.workspace import VIEWS, Workspace, slug_of
 from stages.encoders import canonical_name
 from store import GridStore, ViewKey
-from store.errors import FrostgridError, InputError
+from store.errors import FrostgridError, InputError, NoCache
 from store.identity import canonical_json
-from store.places import LocalPlace, open_place
 from store.places.place import Place
-from store.sharing import Offer, offer_at, offers
+from store.sharing import Offer, offers
 
 _BLOCK = re.compile(r"(.+)-block(\d+)")
-
-
-def is_url(text: str) -> bool:
-    """Whether ``text`` names a place elsewhere, not a folder of this machine."""
-    return "://" in text
-
-
-def place_at(text: str) -> Place:
-    """Open the place that a person names: a URL, or a folder of this machine, which has to exist."""
-    place = open_place(text if is_url(text) else Path(text).absolute())
-    if isinstance(place, LocalPlace) and not place.folder.is_dir():
-        raise InputError(
-            "There is no such folder of caches", where=place.folder, remedy="Give another folder, or a URL."
-        )
-    return place
-
-
-def cache_at(text: str) -> Offer:
-    """Return the one cache whose folder or URL a person names.
-
-    Raises :class:`InputError` where there is none, and what is wrong with it where it cannot be read.
-    """
-    whole = text.rstrip("/") if is_url(text) else str(Path(text).absolute())
-    parent, _, folder = whole.rpartition("/")
-    return offer_at(open_place(parent or "/"), folder)
 
 
 def views_of(offer: Offer) -> set[tuple[str, int]]:
     """Return every view that is finished in a cache; each equals its ``ViewKey``."""
     return {key for offered in offer.parts for key in offered.part.keys_in(offered.whole)}
-
-
-def local_store(text: str) -> GridStore:
-    """Open a cache of this machine that a person names by its folder; raises :class:`InputError` for a URL."""
-    if is_url(text):
-        raise InputError(
-            "This is done with a cache of this machine only",
-            where=text,
-            remedy="Fetch it first: frostgrid cache pull, or frostgrid cache merge.",
-        )
-    return GridStore.open(Path(text).absolute())
 
 
 def masks_beside(store: GridStore) -> GridStore | None:
@@ -89,44 +52,56 @@ def chosen_views(study: Study, runs: Path, threads: int) -> dict[ViewKey, ViewKe
     return {view.key: view.mask_key for view in work.views}
 
 
-def choose(place: Place, wanted: Wanted) -> Offer:
+def choose(place: Place, wanted: Wanted, only: str | None = None) -> Offer:
     """Return the cache at ``place`` that a study wants, by what is known of it without weights.
 
-    Raises as :meth:`pipeline.choosing.Wanted.choose`; where none fits and one of this name cannot be read, its fault.
+    With ``only`` it has to be the one in this folder. Raises as :meth:`pipeline.choosing.Wanted.choose`; where none
+    fits and one of this name cannot be read, its fault.
     """
     found, faults = offers(place, slug=wanted.slug)
+    if only is not None:
+        found, faults = [offer for offer in found if offer.folder == only], []
     try:
         return wanted.choose(
             {offer.folder: offer for offer in found},
             where=place.url,
             remedy="frostgrid cache ls PLACE shows what is there; frostgrid cache push brings more.",
         )
-    except UnclearCache:
-        raise
-    except InputError as nothing:
+    except NoCache as nothing:
         if faults:
             raise faults[0] from nothing
         raise
 
 
 def offers_for(
-    work: Workspace, place: Place, asked: Sequence[str], weights: Path | None, talk: Talk, *, masks: bool
+    work: Workspace,
+    place: Place,
+    asked: Sequence[str],
+    weights: Path | None,
+    talk: Talk,
+    *,
+    masks: bool,
+    only: str | None = None,
 ) -> list[Offer]:
     """Return the caches at ``place`` that a study wants: of the encoders ``asked`` for, or of all it has.
 
-    With ``masks`` its views store, too. What is missing is said; raises as :func:`choose` where it was asked for by
-    name, or where no encoder's cache is there at all. ``weights`` as for :meth:`Workspace.wanted_tokens`.
+    With ``masks`` its views store, too. With ``only`` the features are those in this folder and no others. What is
+    missing is said; raises as :func:`choose` where it was asked for by name, or where no encoder's cache is there at
+    all. ``weights`` as for :meth:`Workspace.wanted_tokens`.
     """
     if weights is not None and len(asked) != 1:
         raise InputError("--weights belongs to one encoder", remedy="Name it with --encoder.")
     found: list[Offer] = []
-    missing: list[InputError] = []
-    for reference in asked or work.study.encoders.names:
+    missing: list[NoCache] = []
+    slug = None if only is None else only.rpartition("-")[0]
+    if slug == VIEWS:
+        return [choose(place, work.wanted_masks, only)]
+    for reference in asked or _of_slug(work, slug):
         given = weights or work.weights_of(canonical_name(reference))
         try:
-            found.append(choose(place, work.wanted_tokens(reference, given)))
-        except InputError as nothing:
-            if asked or isinstance(nothing, UnclearCache):
+            found.append(choose(place, work.wanted_tokens(reference, given), only))
+        except NoCache as nothing:
+            if asked:
                 raise
             missing.append(nothing)
     if not found:
@@ -136,22 +111,24 @@ def offers_for(
     if masks:
         try:
             found.append(choose(place, work.wanted_masks))
-        except InputError as nothing:
+        except NoCache as nothing:
             talk.say(f"left out: {nothing.what}. frostgrid extract draws them, without the encoder.")
     return found
 
 
-def offers_of(text: str) -> tuple[list[Offer], list[FrostgridError]]:
-    """Return the caches that a person names, by a place or by one cache; and what is wrong with others there."""
-    place = place_at(text)
-    if place.read("cache.json") is not None:
-        return [cache_at(text)], []
-    found, faults = offers(place)
-    if not found and not faults:
+def _of_slug(work: Workspace, slug: str | None) -> list[str]:
+    """Return how the study calls its encoders, or with ``slug`` the ones whose caches are called so."""
+    names = list(work.study.encoders.names)
+    if slug is None:
+        return names
+    found = [name for name in names if slug_of(canonical_name(name)) == slug]
+    if not found:
         raise InputError(
-            "There is no cache here", where=text, remedy="Give a folder or URL that frostgrid cache ls lists."
+            f"The study {work.study.name} has no encoder whose cache is called {slug}",
+            where=", ".join(names),
+            remedy="Give the study that the cache was made for, or the encoder with --encoder.",
         )
-    return found, faults
+    return found
 
 
 def fits(work: Workspace, slug: str, identity: Mapping[str, Any], *, named: bool = False) -> bool:
@@ -194,8 +171,9 @@ def refuse_unlicensed(
 ) -> None:
     """Raise :class:`InputError` if a cache must not be given to ``place``: its licence says no, or not clearly yes.
 
-    A place that only some people can read takes everything, a public one (or one of which that cannot be known) what
-    may be passed on. ``rights``: the user says to have them. ``remedy`` ends the message.
+    A place that only some people can list and read takes everything; one that everybody can list, or of which everybody
+    can read a file (or of which neither can be known), takes what may be passed on. ``rights``: the user says to have
+    them. ``remedy`` ends the message.
     """
     share, licence = provenance.get("share", "unclear"), provenance.get("licence", "not recorded")
     if share == "allowed" or rights:
@@ -203,7 +181,11 @@ def refuse_unlicensed(
     public = place.public()
     if public is False:
         return
-    readers = "everybody can read this place" if public else "it cannot be known who can read this place"
+    readers = (
+        "everybody can list or read this place"
+        if public
+        else "it cannot be known who can list or read this place"
+    )
     if slug == VIEWS:
         what = f"It holds masks of your data, which only you can allow to be passed on, and {readers}"
     elif share == "forbidden":

@@ -11,7 +11,7 @@ from pipeline.console import Talk, bytes_text
 from pipeline.sharing import choose, refuse_unlicensed, views_of
 from pipeline.workspace import VIEWS, Workspace
 from store import GridStore, ViewKey
-from store.errors import InputError
+from store.errors import NoCache
 from store.places.place import Place
 from store.sharing import Offer, offer_at, offers, pull, push
 
@@ -31,9 +31,7 @@ def stage(work: Workspace, reference: str, weights: Path | None, talk: Talk) -> 
         return
     try:
         here: GridStore | None = work.find_tokens(reference, weights)
-    except UnclearCache:
-        raise
-    except InputError:
+    except NoCache:
         here = None
     wanted = work.wanted_tokens(reference, weights)
     missing = _missing(work, here, wanted)
@@ -87,7 +85,7 @@ def found_elsewhere(work: Workspace, reference: str, weights: Path | None) -> se
         return views_of(
             wanted.choose({offer.folder: offer for offer in found}, where=work.origin.url, remedy="")
         )
-    except InputError:
+    except (NoCache, UnclearCache):
         return set()
 
 

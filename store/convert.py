@@ -37,12 +37,15 @@ def convert(
     them is kept. The source is only read. Whatever ends this, a rerun goes on from the finished shards; several at
     once share the work, ``threads`` shards at a time each. ``on_progress``: views done, views to do.
 
-    Raises ``InputError`` for an encoding that cannot be made from the source's, and naming tile and view for one that
-    int8 would change by more than ``max_error`` (see :class:`store.int8.Int8Error`); ``DamagedGrid`` where the
-    source is damaged; ``StorageError``. Shards finished by then stay.
+    Raises ``InputError`` for an encoding that cannot be made from the source's, for a source without a finished view,
+    and naming tile and view for one that int8 would change by more than ``max_error`` (see
+    :class:`store.int8.Int8Error`); ``DamagedGrid`` where the source is damaged; ``StorageError``. Shards finished by
+    then stay.
     """
     _refuse(store, encoding)
     reader = store.reader()
+    if not len(reader):
+        raise InputError("The cache has no finished view", where=store.path, remedy="Extract first.")
     target = GridStore.at(
         root,
         store.slug,

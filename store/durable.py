@@ -15,19 +15,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from store.errors import StorageError
+from store.errors import ImpossiblePath, StorageError
 from store.processes import partial_token, partial_writer_gone
 
 PARTIAL_MAX_AGE_S = 3600.0
 _PARTIAL = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.partial$")
+_IMPOSSIBLE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+    *(errno.ENXIO, errno.ENODEV),
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _ELSEWHERE = "or point [cache] root in the study at another disk, and run the same command again"
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """Explain a failed write at ``path``: what the disk refused, how much is free, where else to go."""
-    folder = path if path.is_dir() else path.parent
+    """Explain a failed write at ``path``: what the disk refused, how much is free, where else to go.
+
+    An ``ImpossiblePath`` where the path itself is at fault.
+    """
+    folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112  (is_dir raises for a name that is too long)
     if error.errno in _FULL:
         with suppress(OSError):
             free = shutil.disk_usage(_existing(folder)).free
@@ -48,11 +55,31 @@ def storage_error(error: OSError, path: Path) -> StorageError:
             where=folder,
             remedy=f"Give yourself the right to write there, {_ELSEWHERE}.",
         )
+    if error.errno in _IMPOSSIBLE:
+        return ImpossiblePath(
+            f"It cannot be written there: {_why_impossible(error, path)}",
+            where=path,
+            remedy="Give another path.",
+        )
     return StorageError(
         f"The disk does not take the file: {error.strerror or error}",
         where=path,
         remedy=f"Finished shards are kept. Check the disk, {_ELSEWHERE}.",
     )
+
+
+def _why_impossible(error: OSError, path: Path) -> str:
+    """Return what is in the way of ``path``: a file among its folders, a folder in which nothing can be made."""
+    parent = path.absolute().parent
+    above = _existing(parent)
+    if not above.is_dir():
+        return f"{above} is no folder"
+    if error.errno == errno.ENOENT:
+        there = "" if above == parent else f"there is no folder {parent}, and "
+        return f"{there}nothing could be made in {above}"
+    if error.errno == errno.EEXIST:
+        return f"{path} is there already, and is no folder"
+    return (error.strerror or str(error)).lower()
 
 
 @contextmanager
@@ -249,6 +276,6 @@ def _claim(final: Path) -> bool:
 
 
 def _existing(folder: Path) -> Path:
-    while not folder.exists():
+    while not os.path.lexists(folder):
         folder = folder.parent
     return folder

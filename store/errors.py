@@ -44,6 +44,14 @@ class IdentityMismatch(InputError):
     """Stored features were made from something else than what is asked for."""
 
 
+class NoCache(InputError):
+    """There is no such cache."""
+
+
+class OtherCache(IdentityMismatch, NoCache):
+    """There is no such cache; the message tells what the nearest one differs in."""
+
+
 class AccessError(FrostgridError):
     """A file, model or service exists but may not be read with the rights at hand."""
 
@@ -66,3 +74,9 @@ class DamagedGrid(VerificationError):
 
 class StorageError(FrostgridError):
     """The disk is full, read-only or failing."""
+
+
+class ImpossiblePath(StorageError):
+    """Nothing can be written under the path that was given, however good the disk is."""
+
+    exit_status = 2

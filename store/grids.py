@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from store.documents import decode, encode_legibly, read_bytes
 from store.durable import put_folder, storage_errors, sweep
-from store.errors import FrostgridError, IdentityMismatch, InputError, StorageError, VerificationError
+from store.errors import (
+    FrostgridError,
+    IdentityMismatch,
+    InputError,
+    NoCache,
+    OtherCache,
+    StorageError,
+    VerificationError,
+)
 from store.identity import canonical_json, differences, fingerprint
 from store.int8 import MAX_ERROR
 from store.layout import MAX_PART_SHARDS, group_metadata, shard_views, to_bytes
@@ -25,6 +33,7 @@ from store.planning import assign, check_pixels, survey
 from store.reader import GridReader
 from store.rows import GridSpec, ShardTask, StoreStatus, ViewKey, ViewRow
 from store.sealing import prepare, seal, sweep_part
+from store.sizes import file_size
 from store.whereabouts import count_views
 from store.writer import settle, write_shard
 
@@ -64,9 +73,9 @@ class GridStore:
     ) -> GridStore:
         """Open the store of ``identity`` under ``root``; with ``create`` make it where it is not there yet.
 
-        Raises ``IdentityMismatch`` naming the fields if there are only stores of the same slug with another identity
-        (or the store holds grids of another form), ``InputError`` if there is none at all, ``StorageError`` if it
-        cannot be made.
+        Raises ``OtherCache`` naming the fields if there are only stores of the same slug with another identity,
+        ``NoCache`` if there is none at all, ``IdentityMismatch`` if it holds grids of another form, ``StorageError`` if
+        it cannot be made.
         """
         if not _SLUG.fullmatch(slug):
             raise InputError(
@@ -76,7 +85,7 @@ class GridStore:
             )
         wanted = json.loads(canonical_json(identity))
         path = root / f"{slug}-{fingerprint(wanted)[:12]}"
-        if create and not (path / "cache.json").is_file():
+        if create and file_size(path / "cache.json") is None:
             _create(path, slug, wanted, spec, provenance)
         if not path.is_dir():
             raise _nothing(root, slug, wanted, path)
@@ -89,8 +98,8 @@ class GridStore:
     def open(cls, path: Path) -> GridStore:
         """Open the store in the folder ``path``.
 
-        Raises ``InputError`` if there is none or it was written by a newer version, ``VerificationError`` if its
-        description is lost or damaged.
+        Raises ``NoCache`` if there is none, ``InputError`` if it was written by a newer version, ``VerificationError``
+        if its description is lost or damaged.
         """
         file = path / "cache.json"
         data = read_bytes(file)
@@ -98,7 +107,7 @@ class GridStore:
             raise VerificationError("The cache has lost its description", where=file, remedy=_RESTORE)
         if data is None:
             remedy = "Give the folder that holds cache.json, or extract first."
-            raise InputError("There is no cache here", where=path, remedy=remedy)
+            raise NoCache("There is no cache here", where=path, remedy=remedy)
         return cls.described(path, data, file)
 
     @classmethod
@@ -296,12 +305,25 @@ def cache_group(slug: str, key: str) -> bytes:
 def put_cache(path: Path, slug: str, key: str, description: bytes) -> None:
     """Make the folder of a cache, with ``description`` as its cache.json, unless it is there already.
 
-    Raises ``StorageError``.
+    Raises ``InputError`` if the folder around it is a cache itself, ``StorageError``.
     """
+    with storage_errors(path):
+        around = read_bytes(path.parent / "cache.json")
+    if around is not None:
+        raise within_a_cache(path.parent)
     files = {"cache.json": description, "zarr.json": cache_group(slug, key)}
     with storage_errors(path):
         put_folder(path, files)
         sweep(path.parent)
+
+
+def within_a_cache(where: str | Path) -> InputError:
+    """Return what to say where a cache is given for the folder of caches that another is to be written to."""
+    return InputError(
+        "This is a cache, and caches are not written into one another",
+        where=where,
+        remedy="Give the folder of caches it lies in.",
+    )
 
 
 def _refuse_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
@@ -314,15 +336,15 @@ def _refuse_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], whe
         )
 
 
-def _nothing(root: Path, slug: str, wanted: Mapping[str, Any], path: Path) -> InputError:
+def _nothing(root: Path, slug: str, wanted: Mapping[str, Any], path: Path) -> NoCache:
     """Return what to say where the wanted store is not: which fields the most similar one beside it differs in."""
     others = [
         (list(differences(store.identity, wanted)), store.path) for store in GridStore.beside(root, slug)
     ]
     if not others:
-        return InputError(f"There is no cache of {slug} here", where=path, remedy="Extract first.")
+        return NoCache(f"There is no cache of {slug} here", where=path, remedy="Extract first.")
     fields, folder = min(others, key=lambda other: (len(other[0]), other[1].name))
-    return IdentityMismatch(
+    return OtherCache(
         f"There is no cache of {slug} made this way; the nearest one differs in {'; '.join(map(str, fields))}",
         where=folder,
         remedy="Set these fields back to use that cache, or extract with the new ones: that makes a cache beside it.",

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,53 @@ from store.parts import RESTORE, Part, load_part, metadata_files, part_folders
 from store.records import ShardRecord, meta_of_label
 from store.rows import ViewRow
 from store.shardfile import HOLE, ShardFault, read_index, scan
+from store.whereabouts import count_views
 
 _NAMED = 3
 _TAKE_OVER = "Extract again: the shard is checked and, where it is whole, taken over."
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found: one sentence a fault, and how many views a cache has.
+
+    ``views_done`` are those whose shard is finished and there, found at fault or not. ``views_unwritten`` are those of
+    the ``views_planned`` that were never finished: none that a fault tells of, and no fault themselves.
+    """
+
+    faults: list[str]
+    views_planned: int
+    views_done: int
+    views_unwritten: int
+
+
+class Tally:
+    """Counts the views of a cache, part by part; one that several parts hold counts once."""
+
+    def __init__(self) -> None:
+        self._parts: list[Part] = []
+        self._done: list[Collection[int]] = []
+        self._told: list[Collection[int]] = []
+
+    def add(self, part: Part, done: Collection[int], told: Collection[int]) -> None:
+        """Count a part with the shards that are there, and those that are or have been, whatever is told of them."""
+        self._parts.append(part)
+        self._done.append(done)
+        self._told.append(told)
+
+    def checked(self, faults: list[str]) -> Checked:
+        """Return what was counted, with these faults."""
+        planned = count_views(self._parts, [range(part.shards) for part in self._parts])
+        told, done = count_views(self._parts, self._told), count_views(self._parts, self._done)
+        return Checked(faults, planned, done, planned - told)
+
+
 def verify(store: GridStore) -> list[str]:
+    """Return the faults of :func:`check`."""
+    return check(store).faults
+
+
+def check(store: GridStore) -> Checked:
     """Return one sentence for each fault in the finished shards of ``store``, none if all is as it was written.
 
     Reads every byte, one view at a time in memory. Checked are the documents, the sha256 of every file, index and
@@ -36,7 +78,8 @@ def verify(store: GridStore) -> list[str]:
     try:
         described = GridStore.open(store.path)
     except FrostgridError as error:
-        return [str(error)]
+        return Checked([str(error)], 0, 0, 0)
+    tally = Tally()
     faults = group_faults(described, read_bytes(store.path / "zarr.json"), store.path / "zarr.json")
     for folder in part_folders(store.path):
         try:
@@ -48,10 +91,12 @@ def verify(store: GridStore) -> list[str]:
         except FrostgridError as error:
             faults.append(str(error))
             continue
-        faults += record_faults(part, records, names)
+        lost = record_faults(part, records, names)
+        tally.add(part, part.present(), {*records, *lost})
+        faults += dict.fromkeys(lost.values())
         for record in records.values():
             faults += shard_faults(part, record)
-    return faults
+    return tally.checked(faults)
 
 
 def group_faults(store: GridStore, data: bytes | None, where: str | Path) -> list[str]:
@@ -82,8 +127,10 @@ def document_faults(part: Part) -> list[str]:
 
 def record_faults(
     part: Part, records: Mapping[int, ShardRecord], names: Collection[str], *, leases: bool = True
-) -> list[str]:
-    """Return one sentence for each shard of a part that has lost what was recorded of it, or whose record is damaged.
+) -> dict[int, str]:
+    """Return the shards of a part that have lost what was recorded of them, or whose record is damaged, and a sentence.
+
+    All have the same sentence where the whole part has lost it.
 
     ``names`` are the files of the part that are not empty, as they were before ``records`` were read; one of a shard
     that is being written, or was when its writer was killed, has a lease among them. Where there are no ``leases`` a
@@ -93,18 +140,20 @@ def record_faults(
     there = {shard for shard in lost if _relative(part, part.shard_path(shard)) in names}
     if len(there) == part.shards and not any(name.startswith("_work/") for name in names):
         words = _views(part.rows)
-        return [
+        what = (
             f"{part.manifest}: the part has lost its manifest, so that no shard counts {words}. {_TAKE_OVER}"
-        ]
+        )
+        return dict.fromkeys(lost, what)
     leased = {name.split("/")[2].split(".")[0] for name in names if name.startswith("_work/lease/")}
-    faults = []
+    faults = {}
     for shard in lost:
         marker, words = part.marker_path(shard), _views(part.shard_rows(shard))
         if _relative(part, marker) in names:
-            faults.append(f"{marker}: the done marker is not what was written {words}. {_TAKE_OVER}")
+            faults[shard] = f"{marker}: the done marker is not what was written {words}. {_TAKE_OVER}"
         elif leases and shard in there and str(shard) not in leased:
             path = part.shard_path(shard)
-            faults.append(f"{path}: the shard has lost its done marker {marker.name} {words}. {_TAKE_OVER}")
+            what = f"{path}: the shard has lost its done marker {marker.name} {words}."
+            faults[shard] = f"{what} {_TAKE_OVER}"
     return faults
 
 
@@ -121,6 +170,10 @@ def shard_faults(part: Part, record: ShardRecord) -> list[str]:
 
     try:
         summary, label = scan(path, part.slots, len(rows), part.spec.empty_stored(), check)
+    except FileNotFoundError:
+        return [
+            f"{path}: the shard is lost {_views(rows)}. Restore it from a copy of the cache, or extract again."
+        ]
     except (ShardFault, OSError) as fault:
         what = fault.strerror if isinstance(fault, OSError) else fault
         return [f"{path}: {what} {_views(differing(path, part, record))}."]

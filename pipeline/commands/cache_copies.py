@@ -50,9 +50,10 @@ def push(caches: Sequence[str], place: str, rights: bool, threads: int, as_json:
 
     Only what is not there yet is sent, a shard only counts once its record has followed it, and what is there is never
     replaced: repeat the command after an interruption. Caches of encoders whose licence forbids passing on their tokens
-    (frostgrid cache ls says which) are not sent to a public place.
+    (frostgrid cache ls says which) are not sent to a place that everybody can list or read.
     """
-    from pipeline.sharing import local_store, refuse_unlicensed
+    from pipeline.naming import local_store
+    from pipeline.sharing import refuse_unlicensed
     from store.places import open_place
     from store.sharing import push as push_store
 
@@ -104,15 +105,18 @@ def pull(
 ) -> None:
     """Fetch from PLACE the caches that fit a study, as far as they are not here; every shard is checked as it arrives.
 
-    Repeat the command after an interruption: it goes on where it was. What is here is never replaced.
+    Where PLACE is one cache, that one and the masks beside it are fetched. Repeat the command after an interruption: it
+    goes on where it was. What is here is never replaced.
     """
-    from pipeline.sharing import offers_for, place_at
+    from pipeline.naming import place_or_cache
+    from pipeline.sharing import offers_for
     from pipeline.workspace import Workspace
     from store.sharing import pull as pull_offer
 
     work = Workspace(study, root, runs, threads, dtype or "auto")
     talk = Talk(quiet=quiet)
-    found = offers_for(work, place_at(place), encoders, weights, talk, masks=not no_views)
+    at, only = place_or_cache(place)
+    found = offers_for(work, at, encoders, weights, talk, masks=not no_views, only=only)
     done = []
     for offer in found:
         needed = work.keys_of(offer.slug) if only_needed else None
@@ -135,7 +139,7 @@ def merge(source: str, into: Path, threads: int, as_json: bool, quiet: bool) -> 
     Two halves of one cache become a whole: shards that both have are kept, the others are copied and checked. Exit
     status 4 where a cache of FROM cannot be read; the others are merged.
     """
-    from pipeline.sharing import offers_of
+    from pipeline.naming import offers_of
     from store.sharing import pull as pull_offer
 
     found, faults = offers_of(source)

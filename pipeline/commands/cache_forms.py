@@ -59,7 +59,7 @@ def convert(
 
     Train from it with encoding = "int8" in the [cache] of the study.
     """
-    from pipeline.sharing import local_store
+    from pipeline.naming import local_store
     from store.convert import convert as converted
     from store.int8 import MAX_ERROR
 
@@ -131,9 +131,11 @@ def export(
 ) -> None:
     """Write a cache with its masks as one HDF5 file (any reader opens it), one zip (bit for bit), or for MIL tools.
 
-    An existing file is never replaced. HDF5 and zip come back with frostgrid cache import.
+    An existing file is never replaced. frostgrid cache import takes zip and HDF5 back; not the HDF5 of an int8 cache,
+    which holds the float16 values it is read as, of which its bytes cannot be made again: its zip has them.
     """
-    from pipeline.sharing import chosen_views, local_store, masks_beside
+    from pipeline.naming import local_store
+    from pipeline.sharing import chosen_views, masks_beside
     from pipeline.workspace import VIEWS
     from store.exchange import export_hdf5, export_pooled, export_zip
 
@@ -166,12 +168,19 @@ def export(
             )
         else:
             made = export_pooled(store, out, masks=_needed(beside, store), views=views, on_progress=update)
+    importable = kind == "zip" or (kind == "hdf5" and store.spec.encoding == "exact")
     if as_json:
-        print_json({"path": str(made.path), "views": made.views, "masks": made.masks, "bytes": made.bytes})
+        found = {"path": str(made.path), "views": made.views, "masks": made.masks, "bytes": made.bytes}
+        print_json({**found, "importable": importable})
         return
     click.echo(made.path)
     masks = f", {made.masks} of them with a mask" if made.masks else ""
     talk.say(f"{made.views} views{masks}, {bytes_text(made.bytes)}")
+    if kind == "hdf5" and not importable:
+        talk.say(
+            "frostgrid cache import does not take this file: of the float16 values in it the int8 cache cannot be made "
+            "again byte for byte. Export to .zip to bring it back."
+        )
 
 
 @click.command("import")
@@ -180,19 +189,23 @@ def export(
 @json_option
 @quiet_option
 def import_(file: Path, root: Path, as_json: bool, quiet: bool) -> None:
-    """Bring an exported HDF5 file or zip back into a folder of caches; every grid is checked.
+    """Bring an exported zip or HDF5 file back into a folder of caches; every grid is checked.
 
-    What a cache there holds already is kept, what it lacks is added.
+    What a cache there holds already is kept, what it lacks is added. The HDF5 file of an int8 cache is refused: it does
+    not hold the stored bytes, as the zip does.
     """
     from store.exchange import import_hdf5, import_zip
 
     talk = Talk(quiet=quiet)
     zipped = _kind(file) == "zip"
     with talk.bar(f"Importing {file.name}", "bytes" if zipped else "views") as update:
-        store = (import_zip if zipped else import_hdf5)(file, root, on_progress=update)
-    status = store.status()
+        done = (import_zip if zipped else import_hdf5)(file, root, on_progress=update)
+    status = done.store.status()
     found: dict[str, Any] = {
-        "cache": str(store.path),
+        "cache": str(done.store.path),
+        "views": done.views,
+        "views_added": done.added,
+        "masks_added": done.masks_added,
         "views_done": status.views_done,
         "views_planned": status.views_planned,
         "bytes": status.bytes,
@@ -200,8 +213,17 @@ def import_(file: Path, root: Path, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(found)
         return
-    click.echo(store.path)
-    talk.say(f"{status.views_done} of {status.views_planned} views, {bytes_text(status.bytes)}")
+    click.echo(done.store.path)
+    kept = done.views - done.added
+    if not done.added:
+        told = f"all {done.views} views were there already"
+    else:
+        told = f"{done.added} views added" + (f", {kept} were there already" if kept else "")
+    if done.masks_added:
+        told += f"; {done.masks_added} masks added"
+    talk.say(
+        f"{told}; the cache has {status.views_done} of {status.views_planned} views, {bytes_text(status.bytes)}"
+    )
 
 
 def _kind(file: Path) -> str:

@@ -29,9 +29,9 @@ def ls(place: str, studies: Sequence[Study], as_json: bool, quiet: bool) -> None
 
     Exit status 4 where one cannot be read.
     """
+    from pipeline.commands.cache_tables import caches_table
     from pipeline.describing import listed
-    from pipeline.report.caches import caches_table
-    from pipeline.sharing import place_at
+    from pipeline.naming import place_at
     from store.sharing import offers
 
     talk = Talk(quiet=quiet)
@@ -47,8 +47,10 @@ def ls(place: str, studies: Sequence[Study], as_json: bool, quiet: bool) -> None
     rows = [listed(offer, works) for offer in found]
     if as_json:
         print_json({"place": place, "caches": rows, "faults": [str(fault) for fault in faults]})
-    else:
+    elif rows:
         print_table(caches_table(place, rows))
+    elif not faults:
+        click.echo(f"{place}: no caches")
     _end(faults)
 
 
@@ -57,16 +59,21 @@ def ls(place: str, studies: Sequence[Study], as_json: bool, quiet: bool) -> None
 @json_option
 @quiet_option
 def info(cache: str, as_json: bool, quiet: bool) -> None:
-    """Tell what is known of one cache: what made it, its licence, parts, tiles, views, bytes, and what int8 cost it."""
-    from pipeline.describing import described
-    from pipeline.report.caches import cache_table
-    from pipeline.sharing import cache_at
+    """Tell what is known of one cache: what made it, its licence, parts, tiles, views, bytes, and what int8 cost it.
 
-    about = described(cache_at(cache))
+    Exit status 4 where a part of it cannot be read.
+    """
+    from pipeline.commands.cache_tables import cache_table
+    from pipeline.describing import described
+    from pipeline.naming import cache_at
+
+    offer = cache_at(cache)
+    about = described(offer)
     if as_json:
         print_json(about)
     else:
         print_table(cache_table(about))
+    _end(offer.faults)
 
 
 @click.command()
@@ -88,7 +95,7 @@ def diff(a: str, b: str, values: int, as_json: bool, quiet: bool) -> None:
     they differ. Whether the files still are what was recorded, frostgrid cache verify reads.
     """
     from pipeline.comparing import compare, sentences
-    from pipeline.sharing import cache_at
+    from pipeline.naming import cache_at
 
     found = compare(cache_at(a), cache_at(b), values)
     if as_json:

@@ -34,8 +34,9 @@ def gc(
     Leftovers of writers that were killed, parts whose views are all in another part as well, and, where --study is
     given, caches that none of these studies uses. Whole caches are removed only if each is named with --remove.
     """
-    from pipeline.report.caches import superfluous_table
-    from pipeline.sharing import is_url, workspaces
+    from pipeline.commands.cache_tables import superfluous_table
+    from pipeline.naming import is_url
+    from pipeline.sharing import workspaces
     from pipeline.tidying import check_named, removed, superfluous
 
     if is_url(root):
@@ -47,6 +48,12 @@ def gc(
     folder = Path(root)
     if not folder.is_dir():
         raise InputError("There is no such folder of caches", where=root, remedy="Give another one.")
+    if (folder / "cache.json").is_file():
+        raise InputError(
+            "This is one cache, not a folder of caches",
+            where=root,
+            remedy=f"Give the folder it lies in: {folder.absolute().parent}.",
+        )
     talk = Talk(quiet=quiet)
     works, wrong = workspaces(studies)
     if wrong:

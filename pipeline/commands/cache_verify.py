@@ -21,7 +21,7 @@ from pipeline.study import Study
 from store.errors import InputError
 
 if TYPE_CHECKING:
-    from store import StoreStatus
+    from store.verify import Checked
 
 
 @click.command()
@@ -57,42 +57,41 @@ def verify(
     --sample N tells whether the grids are what they say they are: N views of --study are drawn and encoded again and
     have to agree with what is stored, within the rounding of the precision they were computed in.
     """
-    from pipeline.sharing import is_url
+    from pipeline.naming import is_url
 
     if (sample is None) != (study is None):
         raise InputError(
             "--sample and --study belong together", remedy="Give both, or neither to check the stored bytes."
         )
     talk = Talk(quiet=quiet)
-    faults, status = _stored(cache, talk, remote=is_url(cache))
+    stored = _stored(cache, talk, remote=is_url(cache))
+    faults = stored.faults
     again: dict[str, Any] | None = None
     if sample is not None and study is not None and not faults:
         again = _encoded_again(
             cache, study, sample, talk, weights=weights, device=device, runs=runs, threads=threads
         )
-    if status.views_done < status.views_planned:
-        lacking = status.views_planned - status.views_done
+    if not stored.views_planned and not faults:
+        faults.append(f"The cache has no part: nothing was extracted yet, or all is lost [{cache}]. Extract.")
+    if stored.views_unwritten:
         faults.append(
-            f"{lacking} of {status.views_planned} planned views are not written [{cache}]. "
+            f"{stored.views_unwritten} of {stored.views_planned} planned views are not written [{cache}]. "
             "Extract, pull or push again to complete the cache."
         )
-    _report(cache, faults, status, again, as_json=as_json)
+    _report(cache, stored, again, as_json=as_json)
 
 
-def _stored(cache: str, talk: Talk, *, remote: bool) -> tuple[list[str], StoreStatus]:
+def _stored(cache: str, talk: Talk, *, remote: bool) -> Checked:
     """Return what is wrong with the stored bytes, and what the cache holds."""
-    from store import GridStore
-    from store import verify as verify_store
+    from pipeline.naming import cache_at, local_store
+    from store.sharing import check_at
+    from store.verify import check
 
     if not remote:
-        store = GridStore.open(Path(cache))
-        return [str(fault) for fault in verify_store(store)], store.status()
-    from pipeline.sharing import cache_at
-    from store.sharing import verify_at
-
+        return check(local_store(cache))
     offer = cache_at(cache)
     with talk.bar(f"Reading {offer.folder}", "bytes") as update:
-        return [str(fault) for fault in verify_at(offer, on_progress=update)], offer.status
+        return check_at(offer, on_progress=update)
 
 
 def _encoded_again(
@@ -106,15 +105,15 @@ def _encoded_again(
     runs: Path,
     threads: int,
 ) -> dict[str, Any]:
+    from pipeline.naming import cache_at, is_url, local_store
     from pipeline.rechecking import recheck_cache
-    from pipeline.sharing import cache_at, is_url, views_of
+    from pipeline.sharing import views_of
     from pipeline.workspace import Workspace
-    from store import GridStore
     from store.sharing import pull
 
     work = Workspace(study, Path(), runs, threads)
     if not is_url(cache):
-        return recheck_cache(work, GridStore.open(Path(cache)), sample, talk, weights=weights, device=device)
+        return recheck_cache(work, local_store(cache), sample, talk, weights=weights, device=device)
     from stages.recheck import sample as sampled
 
     offer = cache_at(cache)
@@ -125,20 +124,17 @@ def _encoded_again(
         return recheck_cache(work, copied.store, sample, talk, weights=weights, device=device)
 
 
-def _report(
-    cache: str, faults: list[str], status: StoreStatus, again: dict[str, Any] | None, *, as_json: bool
-) -> None:
+def _report(cache: str, stored: Checked, again: dict[str, Any] | None, *, as_json: bool) -> None:
+    from pipeline.commands.cache_tables import rechecked_table
     from pipeline.rechecking import recheck_faults
-    from pipeline.report.caches import rechecked_table
 
-    if again is not None:
-        faults = [*faults, *recheck_faults(again)]
+    faults = stored.faults if again is None else [*stored.faults, *recheck_faults(again)]
     if as_json:
         print_json(
             {
                 "cache": cache,
-                "views_done": status.views_done,
-                "views_planned": status.views_planned,
+                "views_done": stored.views_done,
+                "views_planned": stored.views_planned,
                 "faults": faults,
                 "sample": again,
             }
@@ -147,7 +143,7 @@ def _report(
         if again is not None:
             print_table(rechecked_table(again["views"], again["tolerance"]))
         if not faults:
-            click.echo(f"{cache}: all {status.views_done} views are there and whole")
+            click.echo(f"{cache}: all {stored.views_done} views are there and whole")
     for fault in faults:
         click.echo(f"Error: {fault}", err=True)
     if faults:

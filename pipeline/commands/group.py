@@ -7,16 +7,26 @@ from typing import Any
 
 import click
 
+from pipeline.interrupts import LINE, STATUS, ending, raising
 from store.errors import FrostgridError
 
 
 class ExplainingGroup(click.Group):
     """Ends with the explained error and its exit status instead of a trace."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; an interrupt before or after the command proper ends the process with one line."""
+        with ending():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
         try:
-            return super().invoke(ctx)
+            with raising():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(LINE, err=True)
+            ctx.exit(STATUS)
         except FrostgridError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_status)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from store.exchange.archive import export_zip, import_zip
 from store.exchange.hdf5 import export_hdf5, import_hdf5
+from store.exchange.incoming import Imported
 from store.exchange.outgoing import Exported
 from store.exchange.pooled import export_pooled
 
-__all__ = ["Exported", "export_hdf5", "export_pooled", "export_zip", "import_hdf5", "import_zip"]
+__all__ = ["Exported", "Imported", "export_hdf5", "export_pooled", "export_zip", "import_hdf5", "import_zip"]

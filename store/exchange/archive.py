@@ -11,6 +11,7 @@ from pathlib import Path
 
 from store.documents import read_bytes
 from store.errors import DamagedGrid, InputError, StorageError, VerificationError
+from store.exchange.incoming import Imported
 from store.exchange.outgoing import Exported, new_file, require_space
 from store.grids import GridStore
 from store.parts import Part, load_part, part_folders
@@ -69,8 +70,10 @@ def export_zip(
     return Exported(path, store.status().views_done, sum(masks), size)
 
 
-def import_zip(path: Path, root: Path, *, threads: int = 4, on_progress: Progress | None = None) -> GridStore:
+def import_zip(path: Path, root: Path, *, threads: int = 4, on_progress: Progress | None = None) -> Imported:
     """Copy the caches in a zip file into caches under ``root`` and return the first, the one that was exported.
+
+    With it comes how many views were added to it, and to the others (of masks).
 
     All of the archive but the content of the shards is checked before anything is written: what :class:`ZipPlace`
     refuses, members that no manifest names, files that are missing or not of the size in the manifest, documents that
@@ -83,10 +86,13 @@ def import_zip(path: Path, root: Path, *, threads: int = 4, on_progress: Progres
         offers = [_checked(place, folder) for folder in place.caches()]
         require_space(root, sum(_lacking_bytes(offer, root) for offer in offers))
         sizes = [offer.status.bytes for offer in offers]
+        added = []
         for number in reversed(range(len(offers))):  # the views store before the features that need it
             progress = _counting(on_progress, sum(sizes[number + 1 :]), sizes[number], sum(sizes))
+            before = _views_in(root / offers[number].name)
             copied = pull(offers[number], root, threads=threads, on_progress=progress)
-    return copied.store
+            added.append(_views_in(copied.store.path) - before)
+    return Imported(copied.store, offers[0].status.views_done, added[-1], sum(added[:-1]))
 
 
 def _files_of(store: GridStore, folder: str) -> Iterator[_File]:
@@ -202,6 +208,10 @@ def _lacking_bytes(offer: Offer, root: Path) -> int:
         if file_size(root / offer.name / offered.part.name / offered.part.shard_name(shard))
         != record.summary.bytes
     )
+
+
+def _views_in(folder: Path) -> int:
+    return GridStore.open(folder).status().views_done if file_size(folder / "cache.json") else 0
 
 
 def _counting(on_progress: Progress | None, before: int, size: int, total: int) -> Progress | None:

@@ -31,6 +31,7 @@ from store.errors import InputError
 from store.exchange.beside import Chosen, finished, mask_keys
 from store.exchange.hdf5_form import FORMAT, digest, text, texts
 from store.exchange.hdf5_reading import Content, opened
+from store.exchange.incoming import Imported
 from store.exchange.outgoing import CHECKSUMMED, Exported, new_file, new_hdf5, require_space
 from store.grids import GridStore
 from store.identity import canonical_json
@@ -87,8 +88,8 @@ def export_hdf5(
     return Exported(path, len(rows), len(rows) * (len(sources) - 1), size)
 
 
-def import_hdf5(path: Path, root: Path, *, on_progress: Progress | None = None) -> GridStore:
-    """Store what an HDF5 file holds in caches under ``root`` and return the feature cache.
+def import_hdf5(path: Path, root: Path, *, on_progress: Progress | None = None) -> Imported:
+    """Store what an HDF5 file holds in caches under ``root`` and return the feature cache, and what was added.
 
     Where the cache (and the views store, if the file has masks) is there already, what it lacks is added; what it has
     is kept. The form of the file is checked before anything is created, and every view against its sha256 when it is
@@ -102,13 +103,14 @@ def import_hdf5(path: Path, root: Path, *, on_progress: Progress | None = None) 
     with opened(path) as contents:
         total = sum(len(content.rows) for content in contents)
         done = 0
+        added = []
         for content in reversed(contents):  # masks first: a feature cache without them is of little use
             store = GridStore.at(
                 root, content.slug, content.identity, content.spec, content.provenance, create=True
             )
-            _restore(store, content, _counting(on_progress, done, total))
+            added.append(_restore(store, content, _counting(on_progress, done, total)))
             done += len(content.rows)
-    return store
+        return Imported(store, len(contents[0].rows), added[-1], sum(added[:-1]))
 
 
 class _Source:
@@ -191,8 +193,9 @@ def _label(file: h5py.File, sources: Sequence[_Source]) -> None:
     file.attrs.create("digest", text(digest(said[0], of_masks, coordinates)))
 
 
-def _restore(store: GridStore, content: Content, on_done: Callable[[int], None]) -> None:
-    """Write the views that ``store`` lacks; what another process holds is waited for."""
+def _restore(store: GridStore, content: Content, on_done: Callable[[int], None]) -> int:
+    """Write the views that ``store`` lacks and return how many; what another process holds is waited for."""
+    written = 0
     number = {row.key: at for at, row in enumerate(content.rows)}
     while tasks := store.plan(content.rows, can_make=lambda row: row.key in number):
         lacking = sum(len(task.rows) for task in tasks)
@@ -203,11 +206,13 @@ def _restore(store: GridStore, content: Content, on_done: Callable[[int], None])
                 if mine:
                     store.write(task, (content.view(number[row.key]) for row in task.rows))
                     wrote = True
+                    written += len(task.rows)
                     lacking -= len(task.rows)
                     on_done(len(content.rows) - lacking)
         if not wrote:
             time.sleep(WAIT_SECONDS)
     on_done(len(content.rows))
+    return written
 
 
 def _counting(on_progress: Progress | None, before: int, total: int) -> Callable[[int], None]:

@@ -41,7 +41,8 @@ _SHA = re.compile(r"[0-9a-f]{64}")
 _FILTERS: tuple[list[int], ...] = ([], [h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE])
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}")
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, zlib.error)
-_AGAIN = "Fetch the file again, or export it anew; what was stored of it so far was checked and stays."
+_UNTOUCHED = "nothing was taken from it"
+_KEPT = "what was stored of it so far was checked and stays"
 
 
 class _Fault(Exception):
@@ -133,14 +134,14 @@ def opened(path: Path) -> Iterator[list[Content]]:
             "The file may not be read with the rights at hand", where=path, remedy="Ask its owner."
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise _damaged(f"it is no HDF5 file, or is cut or damaged ({error})", path) from error
+        raise _damaged(f"it is no HDF5 file, or is cut or damaged ({error})", path, _UNTOUCHED) from error
     with file:
         try:
             contents = _contents(file, path)
         except FrostgridError:
             raise
         except (_Fault, *_DAMAGE) as error:
-            raise _damaged(str(error), path) from error
+            raise _damaged(str(error), path, _UNTOUCHED) from error
         yield contents
 
 
@@ -289,5 +290,6 @@ def _fixed_text(kind: h5t.TypeID, longest: int) -> bool:
     return isinstance(kind, h5t.TypeStringID) and not kind.is_variable_str() and kind.get_size() <= longest
 
 
-def _damaged(what: str, path: Path) -> VerificationError:
-    return VerificationError(f"The file cannot be imported: {what}", where=path, remedy=_AGAIN)
+def _damaged(what: str, path: Path, stored: str = _KEPT) -> VerificationError:
+    remedy = f"Fetch the file again, or export it anew; {stored}."
+    return VerificationError(f"The file cannot be imported: {what}", where=path, remedy=remedy)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import h5py
 
-from store.durable import commit_exclusive, make_folder, new_partial, storage_error, sweep, sync_folder
-from store.errors import InputError, StorageError
+from store.durable import (
+    commit_exclusive,
+    make_folder,
+    new_partial,
+    storage_error,
+    storage_errors,
+    sweep,
+    sync_folder,
+)
+from store.errors import ImpossiblePath, InputError, StorageError
 
 # Superblock, headers and chunk indices of this version carry checksums; HDF5 1.10 (2016) and later read it.
 CHECKSUMMED = ("v110", "v110")
@@ -48,7 +56,10 @@ def new_file(path: Path) -> Iterator[Path]:
             if not commit_exclusive(partial, path):
                 raise _taken(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(
+            OSError
+        ):  # where nothing can be written there is nothing to remove, and the reason is told
+            partial.unlink()
 
 
 @contextmanager
@@ -102,10 +113,22 @@ def new_hdf5(
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise ``StorageError`` if the disk of ``folder``, which need not exist yet, has no room for ``needed`` bytes."""
-    while not folder.exists():
+    """Raise ``StorageError`` if the disk of ``folder``, which need not exist yet, has no room for ``needed`` bytes.
+
+    Raises ``ImpossiblePath`` if it cannot be made, or lies on what is no disk (/proc).
+    """
+    given = folder = folder.absolute()
+    while not os.path.lexists(folder):
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    with storage_errors(given):
+        usage = shutil.disk_usage(folder)
+    if not folder.is_dir() or not usage.total:
+        raise ImpossiblePath(
+            f"It cannot be written there: {folder} is no folder{'' if usage.total else ' on a disk'}",
+            where=given,
+            remedy="Give another path.",
+        )
+    free = usage.free
     if free < needed:
         raise StorageError(
             f"The disk has not enough room: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free",
@@ -197,8 +220,10 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         found = storage_error(error, path)
-        raise StorageError(
+        raise type(found)(
             found.what,
             where=found.where,
-            remedy="Nothing is left of this export. Make room there, or choose another folder, and repeat it.",
+            remedy=found.remedy
+            if isinstance(found, ImpossiblePath)
+            else "Nothing is left of this export. Make room there, or choose another folder, and repeat it.",
         ) from error

@@ -23,7 +23,8 @@ _NO_CREDENTIALS = {
 }
 _NO_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
 _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_AGAIN = "What has arrived is kept. Check the network and the address, then run the same command again."
+_AGAIN = "Check the network and the address, then run the same command again."
+KEPT = "What has arrived is kept. "  # to be said only where something is copied
 _CREDENTIALS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run `aws configure`.",
     "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS.",
@@ -33,8 +34,10 @@ _FAMILY = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 
 @contextmanager
-def explained(protocol: str, where: str) -> Iterator[None]:
+def explained(protocol: str, where: str, *, copying: bool = False) -> Iterator[None]:
     """Turn what an fsspec file system of ``protocol`` raises in the block into our errors, about ``where``.
+
+    ``copying``: files are on their way in the block, and the message is to say that those that arrived are kept.
 
     ``FileNotFoundError`` and ``FileExistsError`` pass through, unless a bucket is missing. What no file system raises
     passes through as well.
@@ -44,7 +47,7 @@ def explained(protocol: str, where: str) -> Iterator[None]:
     except FrostgridError:
         raise
     except Exception as error:
-        explanation = _explanation(error, family(protocol), where)
+        explanation = _explanation(error, family(protocol), where, KEPT if copying else "")
         if explanation is None:
             raise
         raise explanation from error
@@ -85,8 +88,14 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(\w://[^\s?\"']*)\?[^\s\"']*", r"\1", text)
 
 
-def _explanation(error: Exception, protocol: str, where: str) -> FrostgridError | None:
+def _explanation(error: Exception, protocol: str, where: str, kept: str) -> FrostgridError | None:
     code, said = code_of(error), without_secrets(str(error)) or type(error).__name__
+    if _is_no_name(error):
+        return InputError(
+            "This is not the name of a bucket",
+            where=where,
+            remedy="Names of buckets have 3 to 63 lower case letters, digits, dots and hyphens: s3://my-bucket/folder.",
+        )
     if code in _NO_BUCKET:
         remedy = "Check the name, or create the bucket first."
         return InputError("There is no bucket of this name", where=where, remedy=remedy)
@@ -108,11 +117,22 @@ def _explanation(error: Exception, protocol: str, where: str) -> FrostgridError 
     if isinstance(error, NotImplementedError):
         return InputError("A place of this kind can only be read", where=where, remedy=READ_ONLY)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "What has arrived is kept. Make room there, then run the same command again."
+        remedy = f"{kept}Make room there, then run the same command again."
         return StorageError("The place is full", where=where, remedy=remedy)
     if _is_of_a_service(error):
-        return StorageError(f"The place does not answer as it should: {said}", where=where, remedy=_AGAIN)
+        return StorageError(
+            f"The place does not answer as it should: {said}", where=where, remedy=kept + _AGAIN
+        )
     return None
+
+
+def _is_no_name(error: BaseException | None) -> bool:
+    """Whether botocore has refused the name of a bucket before it asked anybody."""
+    while error is not None:
+        if type(error).__name__ == "ParamValidationError":
+            return "bucket name" in str(error).lower()
+        error = error.__cause__
+    return False
 
 
 def _is_of_a_service(error: Any) -> bool:

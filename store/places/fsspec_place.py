@@ -16,7 +16,15 @@ import fsspec
 
 from store.errors import AccessError, FrostgridError, InputError, MissingViews, StorageError
 from store.places.arrival import BLOCK_BYTES, PART_BYTES, arrived
-from store.places.failures import READ_ONLY, code_of, explained, family, raise_unless_absent, without_secrets
+from store.places.failures import (
+    KEPT,
+    READ_ONLY,
+    code_of,
+    explained,
+    family,
+    raise_unless_absent,
+    without_secrets,
+)
 from store.places.place import UNKNOWN, Content
 
 _BUCKETS = ("s3", "gs", "az")
@@ -126,7 +134,7 @@ class FsspecPlace:
                 raise StorageError(
                     "The connection broke off",
                     where=self._where(name),
-                    remedy="What has arrived is kept. Run the same command again.",
+                    remedy=f"{KEPT}Run the same command again.",
                 )
             write(block)
             start += len(block)
@@ -187,7 +195,7 @@ class FsspecPlace:
 
     def _present(self, name: str, get: Callable[[], Any]) -> Any:
         try:
-            with self._explained(name):
+            with self._explained(name, copying=True):
                 return get()
         except FileNotFoundError as error:
             raise MissingViews(
@@ -198,7 +206,7 @@ class FsspecPlace:
 
     def _store(self, name: str, content: Content, new: bool) -> bool:
         path = self._path(name)
-        with self._explained(name):
+        with self._explained(name, copying=True):
             # a large file is worth a look, even where the store would refuse it after it was sent
             if new and not (self._refuses and isinstance(content, bytes)) and self._files.exists(path):
                 return arrived(self._files, path, content)
@@ -215,7 +223,7 @@ class FsspecPlace:
         raise StorageError(
             "The file did not arrive as it was sent",
             where=self._where(name),
-            remedy="Run the same command again; what has arrived is kept.",
+            remedy=f"{KEPT}Run the same command again.",
         )
 
     def _put(self, path: str, content: Content, new: bool) -> None:
@@ -261,8 +269,8 @@ class FsspecPlace:
             except FileNotFoundError as error:
                 raise_unless_absent(error)
 
-    def _explained(self, name: str = "") -> AbstractContextManager[None]:
-        return explained(self._protocol, self._where(name))
+    def _explained(self, name: str = "", *, copying: bool = False) -> AbstractContextManager[None]:
+        return explained(self._protocol, self._where(name), copying=copying)
 
     def _where(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url

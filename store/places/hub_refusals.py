@@ -19,7 +19,10 @@ Doing = Literal["read", "written"]
 _TOKENS: Final = "https://huggingface.co/settings/tokens"
 _BILLING: Final = "https://huggingface.co/settings/billing"
 _LOGIN: Final = "set HF_TOKEN or run: hf auth login"
-_AGAIN: Final = "Run the same command again: what has arrived is kept."
+_AGAIN: Final = {
+    "read": "Run the same command again.",
+    "written": "Run the same command again: what has arrived is kept.",
+}
 
 # hf_xet raises the same ConnectionError for an answer of its storage as for none; only the first holds a status.
 _XET_ANSWER: Final = re.compile(r"HTTP status \w+ error \((\d{3}) ")
@@ -63,19 +66,19 @@ def explained(error: Exception, *, url: str, page: str, doing: Doing) -> Frostgr
         return StorageError(
             f"The connection to the Hugging Face Hub failed ({kind})",
             where=url,
-            remedy=f"Check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT. {_AGAIN}",
+            remedy=f"Check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT. {_AGAIN[doing]}",
         )
     if doing == "written":
         return StorageError(
             f"The large file storage of the Hugging Face Hub did not take the files ({by_xet[1] if by_xet else kind})",
             where=url,
-            remedy=f"{_AGAIN} If it happens again, set HF_HUB_DISABLE_XET=1, which sends them another way, and look at "
-            f"{page} and {_BILLING}, logged in with the account of the token.",
+            remedy=f"{_AGAIN[doing]} If it happens again, set HF_HUB_DISABLE_XET=1, which sends them another way, and "
+            f"look at {page} and {_BILLING}, logged in with the account of the token.",
         )
     return StorageError(
         f"The Hugging Face Hub, or something in between, answered what the Hub never answers ({kind})",
         where=url,
-        remedy=f"Check a proxy (HTTPS_PROXY) and HF_ENDPOINT. {_AGAIN}",
+        remedy=f"Check a proxy (HTTPS_PROXY) and HF_ENDPOINT. {_AGAIN[doing]}",
     )
 
 
@@ -101,19 +104,19 @@ def _answered(error: HfHubHTTPError, *, url: str, page: str, doing: Doing) -> Fr
         return StorageError(
             "The Hugging Face Hub takes no more requests or commits of this account for now (429)",
             where=url,
-            remedy=f"Wait {_wait(error)} and run the same command again: what has arrived is kept.",
+            remedy=f"Wait {_wait(error)}. {_AGAIN[doing]}",
         )
     if status in (402, 413, 507) or any(words in sentence for words in _NO_SPACE):
         return StorageError(
             f"The Hugging Face Hub has no more room for this account ({status})",
             where=url,
-            remedy=f"Look at {_BILLING}, remove what is not needed or ask for more. {_AGAIN}",
+            remedy=f"Look at {_BILLING}, remove what is not needed or ask for more. {_AGAIN[doing]}",
         )
     if urlsplit(str(response.url)).netloc != urlsplit(page).netloc or status >= 500 or status < 401:
         return StorageError(
             f"The Hugging Face Hub or its storage did not do what was asked ({status})",
             where=url,
-            remedy=f"Look at https://status.huggingface.co and try again later. {_AGAIN}",
+            remedy=f"Look at https://status.huggingface.co and try again later. {_AGAIN[doing]}",
         )
     if response.headers.get("X-Error-Code") == "GatedRepo":
         return AccessError(

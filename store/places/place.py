@@ -62,5 +62,5 @@ class Place(Protocol):
         ...
 
     def public(self) -> bool | None:
-        """Tell whether anybody can read what lies here, without credentials; ``None`` where it cannot be known."""
+        """Tell whether anybody can list or read what lies here without credentials; ``None`` where that is unknown."""
         ...

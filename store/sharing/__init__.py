@@ -7,10 +7,21 @@ before it counts. Nothing that is finished on either side is ever replaced by so
 
 from __future__ import annotations
 
-from store.sharing.checking import verify_at
-from store.sharing.offers import Offer, OfferedPart, offer_at, offers
+from store.sharing.checking import check_at, verify_at
+from store.sharing.offers import FOLDER, Offer, OfferedPart, offer_at, offers
 from store.sharing.pulling import pull
 from store.sharing.pushing import push
 from store.sharing.work import Copied
 
-__all__ = ["Copied", "Offer", "OfferedPart", "offer_at", "offers", "pull", "push", "verify_at"]
+__all__ = [
+    "FOLDER",
+    "Copied",
+    "Offer",
+    "OfferedPart",
+    "check_at",
+    "offer_at",
+    "offers",
+    "pull",
+    "push",
+    "verify_at",
+]

@@ -16,36 +16,44 @@ from store.records import ShardRecord
 from store.sharing.arriving import Arrival, fetch
 from store.sharing.offers import Offer, OfferedPart
 from store.sharing.work import Work
-from store.verify import document_faults, group_faults, record_faults, shard_faults
+from store.verify import Checked, Tally, document_faults, group_faults, record_faults, shard_faults
 
 
 def verify_at(offer: Offer, *, on_progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Return the faults of :func:`check_at`."""
+    return check_at(offer, on_progress=on_progress).faults
+
+
+def check_at(offer: Offer, *, on_progress: Callable[[int, int], None] | None = None) -> Checked:
     """Return one sentence for each fault in the finished shards of ``offer``, none if all is as it was written.
 
-    The same sentences as those of ``store.verify``, with URLs for paths. Every byte is fetched, one shard at a time,
-    into a temporary file that is removed again. ``on_progress``: bytes done and bytes to do. Raises ``StorageError`` if
-    the connection or the disk of the temporary file gives up.
+    The same sentences as those of ``store.verify.check``, with URLs for paths. Every byte is fetched, one shard at a
+    time, into a temporary file that is removed again. ``on_progress``: bytes done and bytes to do. Raises
+    ``StorageError`` if the connection or the disk of the temporary file gives up.
     """
     total = sum(record.summary.bytes for offered in offer.parts for record in offered.records.values())
     work = Work(1, total, on_progress)
     store = GridStore.described(Path(offer.folder), offer.description, offer.where("cache.json"))
     faults = group_faults(store, offer.place.read(f"{offer.folder}/zarr.json"), offer.where("zarr.json"))
     faults += [str(fault) for fault in offer.faults]
+    tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         for offered in offer.parts:
             # A part like that one, in which there is never more than one shard.
             part = replace(offered.part, folder=Path(folder, offer.folder, offered.part.name))
             found = _document_faults(offer, offered, part)
-            found += record_faults(
+            lost = record_faults(
                 part,
                 offered.records,
                 _names(offer, offered),
                 leases=isinstance(offer.place, LocalPlace),
             )
+            tally.add(offered.part, offered.whole, {*offered.records, *lost})
+            found += dict.fromkeys(lost.values())
             for record in offered.records.values():
                 found += _shard_faults(offer, offered, part, record, work)
             faults += [fault.replace(folder, offer.place.url) for fault in found]
-    return faults
+    return tally.checked(faults)
 
 
 def _document_faults(offer: Offer, offered: OfferedPart, part: Part) -> list[str]:

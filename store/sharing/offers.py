@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from store.errors import AccessError, FrostgridError, InputError, VerificationError
+from store.errors import AccessError, FrostgridError, InputError, NoCache, VerificationError
 from store.grids import GridStore
 from store.parts import PART_NAME, Part, parse_part
 from store.places.place import UNKNOWN, Place
@@ -111,8 +111,8 @@ def offers(place: Place, *, slug: str | None = None) -> tuple[list[Offer], list[
 def offer_at(place: Place, folder: str) -> Offer:
     """Return the cache in ``folder`` at a place, whatever the folder is called.
 
-    Raises ``InputError`` if there is none or it is newer than this version can read, ``VerificationError`` if its
-    description is damaged, and what the place raises.
+    Raises ``NoCache`` if there is none, ``InputError`` if it is newer than this version can read, ``VerificationError``
+    if its description is damaged, and what the place raises.
     """
     if PurePosixPath(folder).name != folder or folder == "..":
         raise InputError(
@@ -162,7 +162,7 @@ def _read(place: Place, folder: str) -> Offer:
     where = f"{place.url}/{folder}"
     if not files.get("cache.json"):
         remedy = "Give the place that holds the folders of caches, or push one there."
-        raise InputError("There is no cache here, or not yet", where=where, remedy=remedy)
+        raise NoCache("There is no cache here, or not yet", where=where, remedy=remedy)
     description, file = _document(place, folder, "cache.json", files)
     store = GridStore.described(Path(folder), description, file)
     if not FOLDER.fullmatch(f"{store.slug}-{store.key[:12]}"):

@@ -17,6 +17,7 @@ from store.sealing import prepare, seal, sweep_part
 from store.sharing.arriving import fetch_shard
 from store.sharing.offers import Offer, OfferedPart
 from store.sharing.work import Copied, Work, raise_faults
+from store.sizes import file_size
 from store.writer import commit
 
 
@@ -72,7 +73,7 @@ def pull(
 
 def _destination(offer: Offer, root: Path) -> GridStore:
     path = root.absolute() / offer.name
-    if not (path / "cache.json").is_file():
+    if file_size(path / "cache.json") is None:
         put_cache(path, offer.slug, offer.key, offer.description)
     store = GridStore.open(path)
     if (store.key, store.spec) != (offer.key, offer.spec):

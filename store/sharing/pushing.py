@@ -17,7 +17,7 @@ from typing import Any
 
 from store.documents import read_bytes
 from store.errors import FrostgridError, IdentityMismatch, VerificationError
-from store.grids import GridStore, cache_group
+from store.grids import GridStore, cache_group, within_a_cache
 from store.parts import load_part, part_folders
 from store.places.local_place import LocalPlace
 from store.places.place import Place
@@ -95,6 +95,8 @@ def push(
 def _describe(store: GridStore, place: Place, folder: str) -> None:
     name = f"{folder}/cache.json"
     if not place.read(name):
+        if place.read("cache.json"):
+            raise within_a_cache(place.url)
         contents = {
             "zarr.json": cache_group(store.slug, store.key),
             "cache.json": read_bytes(store.path / "cache.json") or b"",

@@ -175,7 +175,7 @@ def test_a_bucket_that_anybody_can_read_gets_only_what_may_be_passed_on(
     home: Home, server: S3, wire: Wire, tmp_path: Path
 ) -> None:
     kept = small_cache(tmp_path, "mine", {"share": "forbidden", "licence": "CC-BY-NC-ND-4.0"})
-    refused(cache("push", kept, PLACE), "forbids passing on", "everybody can read", "CC-BY-NC-ND-4.0")
+    refused(cache("push", kept, PLACE), "forbids passing on", "everybody can list or read", "CC-BY-NC-ND-4.0")
     refused(cache("push", home.store("views"), PLACE), "masks of your data")
     assert server.objects() == {}
     assert cache("push", home.store(), PLACE).exit_code == 0  # its encoder is free
@@ -305,3 +305,34 @@ def test_extraction_for_a_private_bucket_sends_everything_there(
     rows = parsed(cache("ls", PLACE, "--json"))["caches"]
     assert [row["views_done"] for row in rows] == [9, 9]
     assert not [name for name in server.objects() if "_work" in name]
+
+
+def test_a_cache_given_by_its_own_url_is_pulled_with_the_masks_beside_it(
+    home: Home, wire: Wire, tmp_path: Path
+) -> None:
+    push_all(home)
+    at = ("--study", home.study, "--cache", tmp_path / "to", "--json")
+    url = f"{PLACE}/{home.store().name}"
+    assert [row["cache"] for row in parsed(cache("pull", url, *at))] == [
+        home.store().name,
+        home.store("views").name,
+    ]
+    alone = parsed(cache("pull", f"{PLACE}/{home.store('views').name}", *at))
+    assert [row["cache"] for row in alone] == [home.store("views").name]
+    other = write_study(tmp_path, home.study.read_text().replace('"stain"', '"pixels"'), "other")
+    refused(cache("pull", url, "--study", other, "--cache", tmp_path / "to"), "no encoder", "stain")
+    refused(cache("info", PLACE), "one cache is asked for", url)
+
+
+def test_what_cannot_be_the_name_of_a_bucket_is_refused(wire: Wire) -> None:
+    for command in ("ls", "info"):
+        refused(cache(command, "s3://Not_A Bucket!/x"), "not the name of a bucket", "3 to 63")
+
+
+def test_a_listing_that_fails_does_not_speak_of_what_has_arrived(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    ended = cache("ls", PLACE)
+    assert ended.exit_code == 1
+    assert "does not answer" in ended.stderr and "arrived" not in ended.stderr

@@ -40,7 +40,7 @@ def test_a_cache_and_its_masks_come_back_bit_for_bit(memory_path: Path, compress
     )
     assert (done.views, done.masks, done.bytes) == (len(rows), len(rows), file.stat().st_size)
     assert counts == [(number + 1, 2 * len(rows)) for number in range(2 * len(rows))]
-    found = import_hdf5(file, memory_path / "there", on_progress=lambda *count: counts.append(count))
+    found = import_hdf5(file, memory_path / "there", on_progress=lambda *count: counts.append(count)).store
     assert found.key == tokens.key and counts[-1] == (2 * len(rows), 2 * len(rows))
     exchange.expect_both(memory_path / "there", rows)
     before = kit.finished(found)
@@ -89,7 +89,7 @@ def test_unusual_names_and_large_provenance_survive(tmp_path: Path) -> None:
     for task in store.plan([row]):
         store.write(task, [(kit.grid_of(row), None)])
     export_hdf5(store, tmp_path / "x.h5")
-    found = import_hdf5(tmp_path / "x.h5", tmp_path / "there")
+    found = import_hdf5(tmp_path / "x.h5", tmp_path / "there").store
     assert found.provenance == provenance and found.identity == store.identity and found.slug == "a@b+c"
     assert found.reader().row(row.key) == row and found.reader().meta(row.key) == {}
 

@@ -58,7 +58,7 @@ def test_caches_come_back_file_by_file(memory_path: Path) -> None:
     done = export_zip(tokens, path, beside=[masks], on_progress=lambda *count: counts.append(count))
     assert (done.views, done.masks, done.bytes) == (len(rows), len(rows), path.stat().st_size)
     assert counts[-1][0] == counts[-1][1] <= done.bytes
-    found = import_zip(path, memory_path / "there", on_progress=lambda *count: counts.append(count))
+    found = import_zip(path, memory_path / "there", on_progress=lambda *count: counts.append(count)).store
     assert found.key == tokens.key and counts[-1][0] == counts[-1][1] > 0
     exchange.expect_both(memory_path / "there", rows)
     for file in (memory_path / "here").rglob("*"):
@@ -77,7 +77,7 @@ def test_an_int8_cache_keeps_its_stored_bytes(memory_path: Path) -> None:
     for task in store.plan(ROWS):
         store.write(task, ((kit.grid_of(row), None) for row in task.rows), max_error=1.0)
     export_zip(store, memory_path / "x.zip")
-    found = import_zip(memory_path / "x.zip", memory_path / "there")
+    found = import_zip(memory_path / "x.zip", memory_path / "there").store
     assert [path.read_bytes() for path in kit.shard_files(found)] == [
         path.read_bytes() for path in kit.shard_files(store)
     ]
