@@ -11,10 +11,12 @@ import torch
 
 from pipeline import staging
 from pipeline.backbones import Backbones
-from pipeline.console import Talk, Update, bytes_text
+from pipeline.choosing import UnclearCache
+from pipeline.console import Talk, bytes_text
 from pipeline.job import Job, settings_of
-from pipeline.sharing import is_url
+from pipeline.naming import is_url
 from pipeline.study import Study
+from pipeline.trainer import train_jobs
 from pipeline.whose import refuse_borrowed, weights_text
 from pipeline.workspace import VIEWS, Workspace, slug_of
 from stages.batching import Batches, batches_for
@@ -25,10 +27,8 @@ from stages.encoders import (
     usable_device,
 )
 from stages.extract import extract, write_views
-from stages.training.memory import keep_large_blocks
-from stages.training.run import EpochReport
 from store import GridReader, GridStore
-from store.errors import InputError
+from store.errors import InputError, NoCache
 from store.places import open_place
 
 STAGE_TO = Path("cache")
@@ -209,7 +209,7 @@ def _here(work: Workspace, reference: str, weights: Path | None) -> GridStore | 
     """Return an encoder's cache on this machine; None where there is none, or more than one: loading decides."""
     try:
         return work.find_tokens(reference, weights)
-    except InputError:
+    except (NoCache, UnclearCache):
         return None
 
 
@@ -243,27 +243,22 @@ def train_all(
     weights: Path | None = None,
     seeds: int | None = None,
     device: str | None = None,
+    processes: int | None = None,
+    memory: int | None = None,
 ) -> None:
-    """Stage two for each encoder: train the seeds that have no finished run of the study as it is now."""
+    """Stage two for each encoder: train the seeds that have no finished run of the study as it is now.
+
+    Raises as :func:`pipeline.trainer.train_jobs` does, and what went wrong with single runs after all others.
+    """
     target = chosen_device(device)
     work.keep_split()
-    if target.type == "cpu":
-        keep_large_blocks()
-    for job in jobs(work, asked, seeds, weights=weights):
-        staging.stage(work, job.reference, job.weights, talk)
-        pending = [seed for seed in job.seeds if job.finished(seed) is None]
-        kept = len(job.seeds) - len(pending)
-        if pending:
-            data = job.load(target)
-            for seed in pending:
-                with talk.bar(f"Training on {job.encoder}, seed {seed}", "epochs") as update:
-
-                    def report(epoch: EpochReport, update: Update = update) -> None:
-                        update(epoch.epoch, epoch.epochs)
-
-                    job.train(seed, data, target, report)
-            del data  # before the next encoder's is read
-        talk.say(f"{job.encoder}: {len(pending)} seed(s) trained, {kept} kept ({job.folder})")
+    wanted = list(jobs(work, asked, seeds, weights=weights))
+    outcome = train_jobs(wanted, talk, target, processes=processes, memory=memory)
+    for job, trained, failed in zip(wanted, outcome.trained, outcome.failed, strict=True):
+        kept = len(job.seeds) - len(trained) - len(failed)
+        if trained or kept:
+            talk.say(f"{job.encoder}: {len(trained)} seed(s) trained, {kept} kept ({job.folder})")
+    outcome.raise_failures(work.results)
 
 
 def jobs(

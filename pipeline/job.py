@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,44 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.choosing import UnclearCache
+from pipeline.loading import Selection
+from pipeline.runs import RunTask
 from pipeline.study import Study
 from pipeline.workspace import Workspace, slug_of
-from stages.decoders import Geometry, build_decoder
+from stages.cost import decoder_step_flop
+from stages.decoders import Geometry, build_decoder, decoder_options, decoder_source
 from stages.encoders import Description
 from stages.tiles.dataset import SPLITS
 from stages.tiles.plan import PlannedView
-from stages.training.data import Features, ResidentFeatures, SplitData, StreamedFeatures
-from stages.training.memory import available_memory, choose_residency
+from stages.tiles.tiling import Tile
 from stages.training.predict import predict
-from stages.training.record import StoredRun, environment, load_run, write_run
-from stages.training.run import EpochReport, train_run
+from stages.training.record import StoredRun, load_run
 from stages.training.settings import TrainSettings
-from store import GridReader, GridStore, ViewKey
-from store.errors import DamagedGrid, InputError, MissingViews
+from store import GridStore
+from store.errors import InputError, NoCache, OtherCache
 from store.identity import canonical_json, fingerprint
 
-NAMED_TILES = 5  # in one message
-MASK_SHARE = 0.2  # of the available memory; token grids take the larger part
-RUN_REVISION = 1  # raise it with any change of stage two that changes results, in their last bits too
+LOGIT_FLOP = 100  # what resizing and the loss cost a logit, beside the decoder's arithmetic
+RUN_REVISION = 2  # raise it with any change of stage two that changes results, in their last bits too
 
 
 def settings_of(study: Study) -> TrainSettings:
-    """Return the study's training protocol. Raises :class:`InputError` for a decoder that is not known."""
+    """Return the study's training protocol, with every option of its decoder.
+
+    Raises :class:`InputError` for a decoder that is not known, and for options that it does not have or take.
+    """
     train = study.train
-    options = {"width": train.width} if train.decoder == "single-scale" else {}
-    with torch.device("meta"):
-        build_decoder(train.decoder, Geometry(1, (8, 8), 128, 128, 2), **options)  # refuses what is not known
     return TrainSettings(
         decoder=train.decoder,
-        options=options,
+        options=decoder_options(train.decoder, train.decoder_options),
+        loss=train.loss,
         epochs=train.epochs,
         validate_every=train.validate_every,
         batch=train.batch,
         lr=train.lr,
         restart_epochs=train.restart_epochs,
         upconv=train.upconv,
+        precision=train.precision,
     )
 
 
@@ -60,7 +60,7 @@ class Job:
     """All seeds of one decoder on one encoder's cache.
 
     ``encoder`` is the canonical name, ``reference`` what the user wrote. ``weights`` only tells apart caches of the
-    same encoder with other weights; the backbone is never loaded.
+    same encoder with other weights; the backbone is never loaded. ``factors`` are what a sweep varies, for people.
     """
 
     work: Workspace
@@ -68,6 +68,13 @@ class Job:
     reference: str
     seeds: tuple[int, ...]
     weights: Path | None
+    factors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What people call the job: encoder, decoder, and what a sweep varies."""
+        varied = (f"{name} = {value}" for name, value in self.factors.items())
+        return ", ".join([self.encoder, self.settings.decoder, *varied])
 
     @property
     def slug(self) -> str:
@@ -99,8 +106,28 @@ class Job:
 
     @cached_property
     def tokens(self) -> GridStore:
-        """The encoder's feature cache; see :meth:`Workspace.find_tokens`."""
-        return self.work.find_tokens(self.reference, self.weights)
+        """The encoder's feature cache; see :meth:`Workspace.find_tokens`.
+
+        Where the study wants int8 and there is the exact form only, the error says how to convert it.
+        """
+        try:
+            return self.work.find_tokens(self.reference, self.weights)
+        except NoCache:
+            if self.work.study.cache.encoding == "int8" and (exact := self._exact_tokens()) is not None:
+                raise OtherCache(
+                    f"{self.encoder} is cached as float16, not as int8",
+                    where=exact.path,
+                    remedy=f"Convert it: frostgrid cache convert {exact.path} --to int8.",
+                ) from None
+            raise
+
+    def _exact_tokens(self) -> GridStore | None:
+        study = self.work.study
+        exact = study.model_copy(update={"cache": study.cache.model_copy(update={"encoding": "float16"})})
+        try:
+            return self.work.of(exact).find_tokens(self.reference, self.weights)
+        except InputError:
+            return None
 
     @cached_property
     def masks(self) -> GridStore:
@@ -115,10 +142,27 @@ class Job:
         """
         try:
             return bool(self.tokens.key)
-        except UnclearCache:
-            raise
-        except InputError:
+        except NoCache:
             return False
+
+    def check(self) -> None:
+        """Raise :class:`InputError` for a decoder that does not go with the grid, or too few training tiles."""
+        with torch.device("meta"):
+            build_decoder(self.settings.decoder, self.geometry, **self.settings.options)
+        self.work.training_tiles()
+
+    @cached_property
+    def tiles(self) -> dict[str, list[Tile]]:
+        """The tiles of each split that the job's runs see."""
+        return {**self.work.tiles, "train": self.work.training_tiles()}
+
+    def planned(self) -> list[PlannedView]:
+        """Return every view that the job's runs need."""
+        return [view for split in SPLITS for row in self._views(split) for view in row]
+
+    def _views(self, split: str) -> list[list[PlannedView]]:
+        count = self.work.study.training_views if split == "train" else 1
+        return [[PlannedView(tile, view) for view in range(count)] for tile in self.tiles[split]]
 
     def identity(self, seed: int) -> dict[str, Any]:
         """Return everything that decides the result of one run, as JSON-able values."""
@@ -129,15 +173,16 @@ class Job:
 
     def _settled(self, seed: int) -> dict[str, Any]:
         """The identity but for the feature cache: what is known where the cache is not at hand."""
-        tiles = {split: [[tile.key, tile.mask_key] for tile in self.work.tiles[split]] for split in SPLITS}
+        tiles = {split: [[tile.key, tile.mask_key] for tile in self.tiles[split]] for split in SPLITS}
         return {
             "revision": RUN_REVISION,
             "masks": self.work.masks_key,
             "tiles": fingerprint(tiles),
-            "views": self.work.study.views.per_tile,
+            "views": self.work.study.training_views,
             "classes": list(self.work.dataset.classes),
             "encoding": self.work.study.cache.encoding,
             "settings": {**asdict(self.settings), "options": dict(self.settings.options)},
+            "decoder_source": decoder_source(self.settings.decoder),
             "geometry": asdict(self.geometry),
             "seed": seed,
         }
@@ -167,125 +212,36 @@ class Job:
             )
         return fits[0] if fits else None
 
-    def load(self, device: torch.device) -> dict[str, SplitData]:
-        """Read masks and token grids of all splits once, for all seeds.
-
-        Grids stay in GPU or host memory where they fit, else they are streamed. Raises
-        :class:`store.errors.MissingViews` when the cache lacks views of the study.
-        """
-        views = {
-            split: [
-                [
-                    PlannedView(tile, view)
-                    for view in range(self.work.study.views.per_tile if split == "train" else 1)
-                ]
-                for tile in self.work.tiles[split]
-            ]
+    def task(self, seed: int, number: Mapping[PlannedView, int]) -> RunTask:
+        """Return the run of ``seed`` as it is handed to whoever trains it; ``number``: each view's row in the data."""
+        selection: Selection = {
+            split: (
+                np.array([[number[view] for view in row] for row in self._views(split)], dtype=np.intp),
+                tuple(tile.name for tile in self.tiles[split]),
+            )
             for split in SPLITS
         }
-        planned = [view for split in SPLITS for row in views[split] for view in row]
-        number = {(view.tile.key, view.tile.mask_key, view.view): i for i, view in enumerate(planned)}
-        mask_keys = [view.mask_key for view in planned]
-        features = self._features(planned, device)
-        masks = self._masks_array(len(planned))
-        self._complete(self.masks, planned, mask_keys).read_many(mask_keys, out=masks)
-        data = {}
-        for split in SPLITS:
-            rows = np.array(
-                [[number[v.tile.key, v.tile.mask_key, v.view] for v in row] for row in views[split]],
-                dtype=np.intp,
-            )
-            names = tuple(tile.name for tile in self.work.tiles[split])
-            data[split] = SplitData(features, rows, masks, rows, names)
-        return data
-
-    def _masks_array(self, count: int) -> NDArray[np.uint8]:
-        """Space for the masks: in memory where they take a small part of it, else in a file without a name."""
-        px = self.work.study.data.tile_px
-        if count * px * px <= MASK_SHARE * available_memory():
-            return np.empty((count, px, px), np.uint8)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            return np.memmap(file, np.uint8, "w+", shape=(count, px, px))
-
-    def _features(self, planned: Sequence[PlannedView], device: torch.device) -> Features:
-        keys = [view.key for view in planned]
-        reader = self._complete(self.tokens, planned, keys)
-        spec = reader.spec
-        residency = choose_residency(spec.stored_nbytes * len(keys), device)
-        if residency == "stream":
-            return StreamedFeatures(reader, keys, spec, device)
-        return ResidentFeatures.read(reader, keys, spec, device, on_device=residency == "device")
-
-    def _complete(
-        self, store: GridStore, planned: Sequence[PlannedView], keys: Sequence[ViewKey]
-    ) -> GridReader:
-        """Return the store's reader if it holds all ``keys``, those of ``planned``; else say which tiles it lacks."""
-        reader = store.reader()
-        missing = set(reader.missing(keys))
-        if not missing:
-            return reader
-        lost = set(reader.damaged())
-        lacking = dict.fromkeys(v.tile.name for v, key in zip(planned, keys, strict=True) if key in missing)
-        present = {reader.row(key).name: key.tile for key in reader.views()}
-        kept = {key.tile for key in (*reader.views(), *lost)}
-        changed = [
-            name
-            for name, key in {v.tile.name: key for v, key in zip(planned, keys, strict=True)}.items()
-            if name in present and key.tile not in kept
-        ]
-        what = f"{store.path.name} lacks {len(missing)} of the {len(keys)} views of this study"
-        what += f" (tiles {_few(lacking)})"
-        if changed:
-            what += f"; these tiles are cached with other pixels or another mask: {_few(changed)}"
-        if lost & missing:
-            what += f"; of them {len(lost & missing)} were there and their shards are lost or cut"
-            try:
-                reader.row(next(key for key in keys if key in lost & missing))
-            except DamagedGrid as first:
-                what += f", such as {first.where}: {first.what}"
-        raise MissingViews(
-            what,
-            where=store.path,
-            remedy="Restore the images or masks that changed, or extract what is missing: "
-            f"frostgrid extract STUDY --encoder {self.encoder}.",
-        )
-
-    def train(
-        self,
-        seed: int,
-        data: dict[str, SplitData],
-        device: torch.device,
-        on_epoch: Callable[[EpochReport], None],
-    ) -> None:
-        """Train one seed and write its run folder."""
-        result = train_run(
-            self.settings,
-            seed,
-            data["train"],
-            data["val"],
-            data["test"],
+        return RunTask(
+            title=f"{self.title}, seed {seed}",
+            settings=self.settings,
+            seed=seed,
             encoder=self.encoder,
-            classes=self.work.dataset.classes,
+            classes=tuple(self.work.dataset.classes),
             geometry=self.geometry,
-            device=device,
-            on_epoch=on_epoch,
+            selection=selection,
+            folder=self.run_folder(seed),
+            identity={**self.identity(seed), "study": self.work.study.resolved(), "encoder": self.reference},
+            cost=self.cost,
         )
-        folder = self.run_folder(seed)
-        identity = {**self.identity(seed), "study": self.work.study.resolved(), "encoder": self.reference}
-        try:
-            write_run(folder, result, identity=identity, environment=environment(device))
-        except InputError:
-            if not folder.is_dir():
-                raise
-            load_run(folder)  # another process trained the same run meanwhile: same inputs, same result
+
+    @cached_property
+    def cost(self) -> float:
+        """How much work an epoch of a run is, in GFLOP: what the decoder computes, and the loss of each logit."""
+        logits = self.geometry.classes * self.geometry.target_px**2
+        step = decoder_step_flop(self.settings.decoder, self.geometry, self.settings.options)
+        return (step + LOGIT_FLOP * logits) * len(self.tiles["train"]) / 1e9
 
     def predict(self, run: StoredRun, views: Sequence[PlannedView]) -> NDArray[np.uint8]:
         """Return the predicted classes (N, px, px) uint8 of cached views."""
         tokens = self.tokens.reader().read_many([view.key for view in views])
         return predict(self.settings, self.geometry, run.result.weights, torch.from_numpy(tokens))
-
-
-def _few(names: Iterable[str]) -> str:
-    first = list(islice(names, NAMED_TILES + 1))
-    return ", ".join(first[:NAMED_TILES]) + (", …" if len(first) > NAMED_TILES else "")

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.choosing import UnclearCache
 from pipeline.engine import chosen_device, jobs
 from pipeline.job import Job
 from pipeline.staging import found_elsewhere
@@ -13,7 +14,7 @@ from pipeline.workspace import Workspace
 from stages.cost import decoder_step_flop, gemm_rate
 from stages.tiles.dataset import SPLITS
 from store import ViewKey
-from store.errors import InputError
+from store.errors import NoCache
 
 
 def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
         encoder = work.backbones.flop(job.reference) * len(work.views)
         bytes_a_view = work.tokens_spec(job.about.grid).stored_nbytes
         step = decoder_step_flop(job.settings.decoder, job.geometry, job.settings.options)
-        decoder = step * tiles["train"] * train.epochs * count
+        decoder = step * len(job.tiles["train"]) * train.epochs * count
         rows.append(
             {
                 "encoder": job.encoder,
@@ -53,7 +54,7 @@ def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
         "tiles": tiles,
         "views": len(work.views),
         "seeds": count,
-        "steps": -(-tiles["train"] // train.batch) * train.epochs,
+        "steps": -(-len(work.training_tiles()) // train.batch) * train.epochs,
         "cache": str(work.cache),
         "place": None if work.origin is None else work.origin.url,
         "free": shutil.disk_usage(folder).free,
@@ -68,7 +69,7 @@ def _missing(job: Job) -> list[ViewKey]:
     keys = [view.key for view in job.work.views]
     try:
         missing = job.tokens.reader().missing(keys)
-    except InputError:  # there is no such cache yet
+    except (NoCache, UnclearCache):  # there is none yet, or extraction will tell which is meant
         missing = keys
     if not missing:
         return []

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,16 +162,25 @@ class CacheSection(Section):
 
 
 class TrainSection(Section):
-    """The decoder and its training; the defaults are the paper's (section 2.4)."""
+    """The decoder and its training; the defaults are the paper's (section 2.4).
+
+    ``decoder_options`` are the decoder's own, see :mod:`stages.decoders`; ``loss`` is one of
+    :data:`stages.training.loss.LOSSES`. ``tiles`` trains on so many of the training tiles, ``views`` on the first so
+    many views of each; left out, on all. ``precision`` "bfloat16" runs the decoder under autocast with float32 weights.
+    """
 
     decoder: str = "single-scale"
-    width: PositiveInt = 256
+    decoder_options: dict[str, Any] = Field(default_factory=dict)
+    loss: Literal["ce+dice", "ce", "dice", "focal"] = "ce+dice"
     epochs: PositiveInt = 50
     validate_every: PositiveInt = 10
     restart_epochs: PositiveInt = 10
     batch: PositiveInt = 8
     lr: Annotated[float, Field(gt=0)] = 1e-4
     seeds: PositiveInt = 10
+    tiles: PositiveInt | None = None
+    views: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     upconv: Literal["auto", "fast", "textbook"] = "auto"
 
 
@@ -183,6 +193,19 @@ class Study(Section):
     encoders: EncodersSection
     cache: CacheSection = CacheSection()
     train: TrainSection = TrainSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        if self.train.views is not None and self.train.views > self.views.per_tile:
+            raise ValueError(
+                f"train.views is {self.train.views}, but a tile has {self.views.per_tile} views (views.per_tile)"
+            )
+        return self
+
+    @property
+    def training_views(self) -> int:
+        """How many views of each training tile a decoder is trained on."""
+        return self.train.views or self.views.per_tile
 
     def resolved(self) -> dict[str, Any]:
         """Return the study with all defaults as JSON-able values, as written beside every result."""
@@ -212,10 +235,15 @@ def read_study(path: Path) -> Study:
         raise InputError(
             "Unknown key 'name'", where=path, remedy="A study is named by its file: rename the file instead."
         )
+    return validated({**_expand(table, path), "name": path.stem}, path)
+
+
+def validated(table: Mapping[str, Any], where: str | Path) -> Study:
+    """Return the study that ``table`` describes, ``name`` included; raises as :func:`read_study`, naming ``where``."""
     try:
-        return Study.model_validate({**_expand(table, path), "name": path.stem})
+        return Study.model_validate(dict(table))
     except ValidationError as error:
-        faults = [_fault(detail, path) for detail in error.errors()]
+        faults = [_fault(detail, where) for detail in error.errors()]
         if len(faults) == 1:
             raise faults[0] from None
         raise InputErrors(faults, remedy="Mend these fields of the study and run it again.") from None
@@ -245,7 +273,7 @@ def _expand(value: Any, path: Path) -> Any:
     return _VARIABLE.sub(replacement, value)
 
 
-def _fault(detail: Any, path: Path) -> InputError:
+def _fault(detail: Any, path: str | Path) -> InputError:
     # a union's branches (SplitSection, str) are pydantic's business, not a reader's
     place = [str(part) for part in detail["loc"] if part not in ("SplitSection", "str")]
     field = ".".join(place)
@@ -257,6 +285,8 @@ def _fault(detail: Any, path: Path) -> InputError:
     if detail["type"] == "missing":
         return InputError(f"'{field}' is missing", where=path, remedy="Add it to the study.")
     message = detail["msg"].removeprefix("Value error, ")
+    if not field:
+        return InputError(message, where=path, remedy="Mend these fields of the study.")
     shown = re.sub(r"://[^/@]*@", "://…@", repr(detail["input"]))  # never a password
     given = "" if isinstance(detail["input"], dict) else f" (given: {shown})"
     return InputError(f"'{field}': {message}{given}", where=path, remedy="Mend this field of the study.")

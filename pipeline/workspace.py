@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.backbones import Backbones
 from pipeline.choosing import Wanted
@@ -21,6 +24,7 @@ from stages.encoders import (
 from stages.tiles.check import class_counts
 from stages.tiles.dataset import SPLITS, Dataset, ImageRecord
 from stages.tiles.demo import DemoDataset
+from stages.tiles.fewer import sufficient, training_order
 from stages.tiles.folder import FolderDataset
 from stages.tiles.plan import (
     PlannedView,
@@ -114,6 +118,12 @@ class Workspace:
         """The folder of the study's results."""
         return self.runs / self.study.name
 
+    def of(self, study: Study) -> Workspace:
+        """Return this workspace for a ``study`` that differs in training and encoding only, sharing what is known."""
+        other = copy(self)
+        other.study = study
+        return other
+
     @cached_property
     def dataset(self) -> Dataset:
         """The study's data set."""
@@ -181,6 +191,39 @@ class Workspace:
             split: [tile for name in getattr(self.split, split) for tile in by_image[name]]
             for split in SPLITS
         }
+
+    def training_tiles(self) -> list[Tile]:
+        """Return the tiles that decoders are trained on, in their order: all of the training split, or ``train.tiles``.
+
+        The few are among the more. Raises :class:`InputError` for more than there are, and for so few that a class is
+        in none of them.
+        """
+        tiles, count = self.tiles["train"], self.study.train.tiles
+        if count is None or count == len(tiles):
+            return tiles
+        if count > len(tiles):
+            raise InputError(
+                f"train.tiles is {count}, but the training split has {len(tiles)} tiles",
+                where="train.tiles",
+                remedy=f"Give {len(tiles)} or less, or a larger data.split.train.",
+            )
+        order, least = self._training_order
+        if count < least:
+            raise InputError(
+                f"{count} of the training tiles do not hold every class",
+                where="train.tiles",
+                remedy=f"Give {least} or more.",
+            )
+        return [tiles[position] for position in sorted(order[:count])]
+
+    @cached_property
+    def _training_order(self) -> tuple[list[int], int]:
+        tiles, source = self.tiles["train"], ViewSource(self.dataset, self.recipe, memory=0)
+        classes = len(self.dataset.classes)
+        masks = (source.pixels_and_mask(PlannedView(tile, 0))[1] for tile in tiles)
+        pixels = np.stack([np.bincount(mask.ravel(), minlength=classes)[:classes] for mask in masks])
+        order = training_order([tile.key for tile in tiles], pixels, self.split.seed or 0)
+        return order, sufficient(order, pixels)
 
     @cached_property
     def views(self) -> list[PlannedView]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -148,6 +149,36 @@ compile_option = click.option(
 )
 seeds_option = click.option(
     "--seeds", type=click.IntRange(1), default=None, help="Seeds 0 … N−1. [default: the study's]"
+)
+
+
+def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes of an amount of memory as people write it: ``4GiB``, ``500MB`` or a number of bytes."""
+    if value is None:
+        return None
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    unit = units.get((match[2] or "B").upper()) if match else None
+    if match is None or unit is None:
+        raise click.BadParameter(f"{value!r} is no amount of memory, such as 4GiB or 500MB.", ctx, param)
+    return int(float(match[1]) * unit)
+
+
+memory_option = click.option(
+    "--max-memory",
+    "memory",
+    default=None,
+    callback=bytes_of,
+    metavar="4GiB",
+    help="Host memory to get along with: features are streamed, and batches worked on piece by piece, where they take "
+    "more. [default: whatever there is]",
+)
+parallel_option = click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Train N runs at a time, in processes that share the cores (or have a GPU each) and one copy of the features.",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ from pipeline.commands.options import (
     dtype_option,
     encoder_option,
     json_option,
+    memory_option,
+    parallel_option,
     seeds_option,
     weights_option,
     works_on_study,
 )
 from pipeline.console import Talk, print_json, print_table
+from store.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -55,6 +59,8 @@ def extract(
 @encoder_option
 @weights_option
 @seeds_option
+@parallel_option
+@memory_option
 @device_option
 @cached_dtype_option
 @works_on_study
@@ -64,12 +70,23 @@ def train(
     encoders: Sequence[str],
     weights: Path | None,
     seeds: int | None,
+    parallel: int | None,
+    memory: int | None,
     device: str | None,
 ) -> None:
     """Stage two: train the decoder from the cached grids, once a seed. Finished runs are kept."""
     from pipeline import engine
 
-    engine.train_all(workspace, encoders, talk, weights=weights, seeds=seeds, device=device)
+    engine.train_all(
+        workspace,
+        encoders,
+        talk,
+        weights=weights,
+        seeds=seeds,
+        device=device,
+        processes=parallel,
+        memory=memory,
+    )
 
 
 @click.command()
@@ -83,7 +100,7 @@ def report(
     seeds: int | None,
     as_json: bool,
 ) -> None:
-    """Print the table of Dice; write results.csv, tiles.csv, summary.json and pictures to runs/<study>/."""
+    """Print the table of Dice; write report.html, tables/, results.csv, tiles.csv and summary.json to runs/<study>/."""
     _report(workspace, seeds, as_json, talk)
 
 
@@ -91,6 +108,8 @@ def report(
 @encoder_option
 @weights_option
 @seeds_option
+@parallel_option
+@memory_option
 @device_option
 @dtype_option
 @batch_option
@@ -103,6 +122,8 @@ def run(
     encoders: Sequence[str],
     weights: Path | None,
     seeds: int | None,
+    parallel: int | None,
+    memory: int | None,
     device: str | None,
     batch: int | None,
     compiled: bool,
@@ -110,11 +131,26 @@ def run(
 ) -> None:
     """Extract, train and report in one go; what is already there is kept."""
     from pipeline import engine
+    from pipeline.runs import RunsFailed
 
     engine.extract_all(
         workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
     )
-    engine.train_all(workspace, encoders, talk, weights=weights, seeds=seeds, device=device)
+    try:
+        engine.train_all(
+            workspace,
+            encoders,
+            talk,
+            weights=weights,
+            seeds=seeds,
+            device=device,
+            processes=parallel,
+            memory=memory,
+        )
+    except RunsFailed:
+        with suppress(InputError):  # the others are worth a report, if there are any
+            _report(workspace, seeds, as_json, talk)
+        raise
     _report(workspace, seeds, as_json, talk)
 
 
@@ -127,6 +163,13 @@ def _report(workspace: Workspace, seeds: int | None, as_json: bool, talk: Talk) 
         print_json(summary)
     else:
         print_table(dice_table(summary))
+        click.echo(summary["answer"])
+    if damaged := summary["damaged"]:
+        raise VerificationError(
+            f"{len(damaged)} damaged run(s) were left out of the report, such as: {damaged[0]['what']}",
+            where=workspace.results,
+            remedy="The report is written; train them again for one of all runs.",
+        )
 
 
 @click.command()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 def rectified_blur(z: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Return ``relu(b * z + bias)`` with b = [1, 3, 3, 1] / 4 along each axis: (B, E, h + 3, w + 3) to (B, E, h, w).
 
-    Channels last in, channels last out (in ``out`` if given), in the dtype of ``z``; sums on a GPU are at least float32.
+    Channels last in, channels last out (in ``out`` if given), in the dtype of ``z``; sums on a GPU float32 or wider.
     """
     if z.is_cuda and _fused():
         from stages.decoders.blur_triton import rectified_blur as fused

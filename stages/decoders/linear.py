@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from stages.decoders.geometry import Geometry
+from stages.decoders.options import Option
 
 
 class LinearDecoder(nn.Module):
     """1x1 convolution d to C, then bilinear interpolation: (B, d, h, w) to (B, C, target_px, target_px)."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()

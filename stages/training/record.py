@@ -23,8 +23,8 @@ from store.documents import decode, encode
 from store.durable import put_folder
 from store.errors import InputError, StorageError, VerificationError
 
-RUN, COUNTS, LOSSES, DECODER = "run.json", "counts.npz", "losses.csv", "decoder.safetensors"
-_VERSION = 1
+RUN, CONFUSIONS, LOSSES, DECODER = "run.json", "confusions.npz", "losses.csv", "decoder.safetensors"
+_VERSION = 2
 _AGAIN = "Remove the folder and train this run again."
 
 
@@ -63,11 +63,11 @@ def write_run(
     """Write ``result`` as the new folder ``folder``, completely and durably, or not at all.
 
     ``run.json`` holds seed, classes, best epoch, parameters, seconds, ``identity``, ``environment`` and the sha256
-    of the other files: ``counts.npz`` (validated, val, test, val_names, test_names), ``losses.csv`` (epoch, loss,
-    lr) and ``decoder.safetensors``. ``InputError`` if the folder holds something already, ``StorageError`` if it
+    of the other files: ``confusions.npz`` (validated, val, test, val_names, test_names), ``losses.csv`` (epoch,
+    loss, lr) and ``decoder.safetensors``. ``InputError`` if the folder holds something already, ``StorageError`` if it
     cannot be written.
     """
-    files = {COUNTS: _counts(result), LOSSES: _losses(result), DECODER: _decoder(result)}
+    files = {CONFUSIONS: _confusions(result), LOSSES: _losses(result), DECODER: _decoder(result)}
     body = {
         "seed": result.seed,
         "classes": list(result.classes),
@@ -107,15 +107,15 @@ def load_run(folder: Path) -> StoredRun:
         if hashlib.sha256(data[name]).hexdigest() != digest:
             raise VerificationError("The file is not what was written", where=folder / name, remedy=_AGAIN)
     table = list(csv.DictReader(io.StringIO(data[LOSSES].decode())))
-    with np.load(io.BytesIO(data[COUNTS]), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(data[CONFUSIONS]), allow_pickle=False) as arrays:
         result = RunResult(
             seed=body["seed"],
             classes=tuple(body["classes"]),
             losses=_column(table, "loss"),
             lrs=_column(table, "lr"),
             validated=arrays["validated"],
-            val_counts=arrays["val"],
-            test_counts=arrays["test"],
+            val_confusions=arrays["val"],
+            test_confusions=arrays["test"],
             val_names=tuple(arrays["val_names"].tolist()),
             test_names=tuple(arrays["test_names"].tolist()),
             best_epoch=body["best_epoch"],
@@ -137,13 +137,13 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _counts(result: RunResult) -> bytes:
+def _confusions(result: RunResult) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         validated=result.validated,
-        val=result.val_counts,
-        test=result.test_counts,
+        val=result.val_confusions,
+        test=result.test_confusions,
         val_names=np.array(result.val_names),
         test_names=np.array(result.test_names),
     )

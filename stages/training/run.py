@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stages.decoders import Geometry, build_decoder, set_upconv_mode
-from stages.metrics import counts, mean_dice, pooled_dice
-from stages.tiles.dataset import IGNORE
+from stages.metrics import Counts, confusions, counts_of, mean_dice, pooled_dice
 from stages.training.data import SplitData
-from stages.training.loss import cross_entropy_dice
+from stages.training.loss import LOSSES
+from stages.training.masks import check_masks
 from stages.training.schedule import epoch_order, initial_seed, learning_rate, view_order
 from stages.training.settings import TrainSettings
-from store.errors import FrostgridError, InputError, InputErrors
+from stages.training.step import autocast, backward
+from store.errors import FrostgridError, InputError
 
 _initialising = threading.Lock()
 
@@ -46,10 +47,11 @@ class RunResult:
     """What a finished run leaves.
 
     ``losses`` and ``lrs`` (epochs,) float64: mean loss of an epoch's tiles, learning rate of its first step.
-    ``validated`` (V,) the epochs, from 1, that ended with a validation; ``val_counts`` and ``test_counts``
-    (V, tiles, C, 3) int64 of (intersection, prediction, truth), tiles in the order of ``val_names`` and
-    ``test_names``. ``best_epoch`` has the highest mean pooled Dice on the validation split (the earliest of equals);
-    ``weights`` are the decoder's of that epoch, on the CPU. ``seconds`` by phase: "train", "validate", "total".
+    ``validated`` (V,) the epochs, from 1, that ended with a validation; ``val_confusions`` and ``test_confusions``
+    (V, tiles, C, C) int64, pixels of each true class (row) that were given each class (column), tiles in the order of
+    ``val_names`` and ``test_names``. ``best_epoch`` has the highest mean pooled Dice on the validation split (the
+    earliest of equals); ``weights`` are the decoder's of that epoch, on the CPU. ``seconds`` by phase: "train",
+    "validate", "total".
     """
 
     seed: int
@@ -57,8 +59,8 @@ class RunResult:
     losses: NDArray[np.float64]
     lrs: NDArray[np.float64]
     validated: NDArray[np.int64]
-    val_counts: NDArray[np.int64]
-    test_counts: NDArray[np.int64]
+    val_confusions: Counts
+    test_confusions: Counts
     val_names: tuple[str, ...]
     test_names: tuple[str, ...]
     best_epoch: int
@@ -66,10 +68,24 @@ class RunResult:
     parameters: int
     seconds: Mapping[str, float]
 
-    def best_counts(self, split: Literal["val", "test"]) -> NDArray[np.int64]:
+    @property
+    def val_counts(self) -> Counts:
+        """The counts (V, tiles, C, 3) of the validation split; see :mod:`stages.metrics`."""
+        return counts_of(self.val_confusions)
+
+    @property
+    def test_counts(self) -> Counts:
+        """The counts (V, tiles, C, 3) of the test split."""
+        return counts_of(self.test_confusions)
+
+    def best_confusions(self, split: Literal["val", "test"]) -> Counts:
+        """Return the confusion matrices (tiles, C, C) of ``split`` at the selected epoch."""
+        found = self.val_confusions if split == "val" else self.test_confusions
+        return np.asarray(found[int(np.flatnonzero(self.validated == self.best_epoch)[0])])
+
+    def best_counts(self, split: Literal["val", "test"]) -> Counts:
         """Return the counts (tiles, C, 3) of ``split`` at the selected epoch."""
-        counted = self.val_counts if split == "val" else self.test_counts
-        return np.asarray(counted[int(np.flatnonzero(self.validated == self.best_epoch)[0])])
+        return counts_of(self.best_confusions(split))
 
 
 def train_run(
@@ -83,27 +99,30 @@ def train_run(
     classes: Sequence[str],
     geometry: Geometry,
     device: torch.device,
+    at_once: int | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> RunResult:
     """Train a decoder on ``train``, select its epoch on ``val``, and count on ``val`` and ``test``.
 
-    NAdam on cross-entropy plus Dice; the learning rate is set for each step. Epoch e shows each tile once, in an
+    NAdam on the loss of the settings; the learning rate is set for each step. Epoch e shows each tile once, in an
     order of its own, under the e-th view of the tile's own order; the last, incomplete batch is kept. The
-    result is a function of the arguments alone: no global random state is used or changed. ``encoder`` is named in
-    errors. Raises ``InputErrors`` for unusable masks and for a class that the training split lacks, ``Diverged`` when
-    a loss is no longer finite.
+    result is a function of the arguments alone: no global random state is used or changed. ``at_once`` bounds the
+    tiles that are in memory at a time (default: the batch) and changes nothing but the rounding of sums, see
+    :mod:`stages.training.step`. ``encoder`` is named in errors. Raises ``InputErrors`` for unusable masks and for a
+    class that the training split lacks, ``Diverged`` when a loss is no longer finite.
     """
     started = time.perf_counter()
+    at_once = settings.batch if at_once is None else at_once
     if seed < 0:
         raise InputError(f"the seed is {seed}", where="seeds", remedy="Seeds are whole numbers from 0.")
-    _check_masks({"train": train, "val": val, "test": test}, classes, geometry.target_px)
+    check_masks({"train": train, "val": val, "test": test}, classes, geometry.target_px)
     decoder = initial_decoder(settings, seed, geometry)
     decoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.NAdam(decoder.parameters(), lr=settings.lr)
     views = np.stack([view_order(seed, tile, train.rows.shape[1]) for tile in range(len(train))])
     steps = -(-len(train) // settings.batch)
     seconds = {"train": 0.0, "validate": 0.0}
-    losses, lrs, validated, val_counts, test_counts = [], [], [], [], []
+    losses, lrs, validated, val_confusions, test_confusions = [], [], [], [], []
     best, best_epoch, weights = -1.0, 0, dict[str, torch.Tensor]()
 
     for epoch in range(settings.epochs):
@@ -116,7 +135,7 @@ def train_run(
             for step in range(steps)
         ]
         with _reproducible(device):
-            loss = _train_epoch(decoder, optimiser, settings, train, chosen, rates, device)
+            loss = _train_epoch(decoder, optimiser, settings, train, chosen, rates, device, at_once)
         if not np.isfinite(loss):
             raise Diverged(
                 f"the loss of {settings.decoder} on {encoder} is {loss} in epoch {epoch + 1} of seed {seed}",
@@ -131,11 +150,12 @@ def train_run(
         if settings.validates_after(epoch + 1):
             mark = time.perf_counter()
             validated.append(epoch + 1)
-            val_counts.append(evaluate(decoder, settings, val, len(classes), device))
-            test_counts.append(evaluate(decoder, settings, test, len(classes), device))
-            dice = pooled_dice(val_counts[-1])
-            if not weights or mean_dice(val_counts[-1]) > best:
-                best, best_epoch = mean_dice(val_counts[-1]), epoch + 1
+            val_confusions.append(evaluate(decoder, settings, val, len(classes), device, at_once))
+            test_confusions.append(evaluate(decoder, settings, test, len(classes), device, at_once))
+            counted = counts_of(val_confusions[-1])
+            dice = pooled_dice(counted)
+            if not weights or mean_dice(counted) > best:
+                best, best_epoch = mean_dice(counted), epoch + 1
                 weights = {n: w.detach().cpu().clone() for n, w in decoder.state_dict().items()}
             seconds["validate"] += time.perf_counter() - mark
         if on_epoch is not None:
@@ -147,8 +167,8 @@ def train_run(
         losses=np.array(losses),
         lrs=np.array(lrs),
         validated=np.array(validated, dtype=np.int64),
-        val_counts=np.stack(val_counts),
-        test_counts=np.stack(test_counts),
+        val_confusions=np.stack(val_confusions),
+        test_confusions=np.stack(test_confusions),
         val_names=val.names,
         test_names=test.names,
         best_epoch=best_epoch,
@@ -169,22 +189,27 @@ def initial_decoder(settings: TrainSettings, seed: int, geometry: Geometry) -> n
 
 
 def evaluate(
-    decoder: nn.Module, settings: TrainSettings, split: SplitData, classes: int, device: torch.device
-) -> NDArray[np.int64]:
-    """Predict view 0 of every tile of ``split``; returns the counts (tiles, classes, 3), see ``metrics.counts``."""
+    decoder: nn.Module,
+    settings: TrainSettings,
+    split: SplitData,
+    classes: int,
+    device: torch.device,
+    at_once: int,
+) -> Counts:
+    """Predict view 0 of every tile of ``split``; returns (tiles, classes, classes), see ``metrics.confusions``."""
     decoder.eval()
     tiles = np.arange(len(split))
     chosen = [
-        (tiles[at : at + settings.batch], np.zeros(len(tiles[at : at + settings.batch]), dtype=np.intp))
-        for at in range(0, len(tiles), settings.batch)
+        (tiles[at : at + at_once], np.zeros(len(tiles[at : at + at_once]), dtype=np.intp))
+        for at in range(0, len(tiles), at_once)
     ]
     found = []
     with torch.inference_mode():
         for tokens, truth in split.examples(chosen, device):
-            with _precision(settings, device):
+            with autocast(settings.precision, device):
                 logits = decoder(tokens)
             labels = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-            found.append(counts(labels, truth.cpu().numpy(), classes))
+            found.append(confusions(labels, truth.cpu().numpy(), classes))
     decoder.train()
     return np.concatenate(found)
 
@@ -197,6 +222,7 @@ def _train_epoch(
     chosen: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
     rates: Sequence[float],
     device: torch.device,
+    at_once: int,
 ) -> float:
     """Take one step for each batch of ``chosen``; returns the mean loss of its tiles."""
     losses = []
@@ -204,18 +230,18 @@ def _train_epoch(
         for (tokens, truth), rate in zip(examples, rates, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            with _precision(settings, device):
-                logits = decoder(tokens)
-            loss = cross_entropy_dice(logits, truth)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = backward(
+                decoder,
+                LOSSES[settings.loss],
+                tokens,
+                truth,
+                at_once=at_once,
+                precision=settings.precision,
+            )
             optimiser.step()
-            losses.append(loss.detach() * len(truth))
+            losses.append(loss * len(truth))
     return float(torch.stack(losses).double().sum()) / sum(len(tiles) for tiles, _ in chosen)
-
-
-def _precision(settings: TrainSettings, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 @contextmanager
@@ -233,48 +259,3 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _check_masks(splits: Mapping[str, SplitData], classes: Sequence[str], target_px: int) -> None:
-    faults = []
-    for split, data in splits.items():
-        if data.masks.shape[1:] != (target_px, target_px):
-            faults.append(
-                InputError(
-                    f"the masks of the {split} split are {data.masks.shape[1:]} pixels, not {target_px}",
-                    where=split,
-                    remedy="Make the masks at the study's tile size.",
-                )
-            )
-        share = np.zeros(256, dtype=np.int64)
-        for row in np.unique(data.mask_rows):
-            share += np.bincount(data.masks[row].ravel(), minlength=256)
-        unknown = [v for v in np.flatnonzero(share).tolist() if v >= len(classes) and v != IGNORE]
-        if unknown:
-            faults.append(
-                InputError(
-                    f"the masks of the {split} split hold {unknown}, but there are {len(classes)} classes",
-                    where=split,
-                    remedy="Map every label to a class or to 255.",
-                )
-            )
-        if split != "train" and not share[: len(classes)].sum():
-            faults.append(
-                InputError(
-                    f"no tile of the {split} split has a labelled pixel",
-                    where=split,
-                    remedy="Choose images with annotations for it.",
-                )
-            )
-        if split == "train":
-            faults += [
-                InputError(
-                    f"no training tile has a pixel of the class {name}",
-                    where=name,
-                    remedy="Draw another split, or leave the class out of the study.",
-                )
-                for name, pixels in zip(classes, share, strict=False)
-                if not pixels
-            ]
-    if faults:
-        raise InputErrors(faults, remedy="Correct the data or the split of the study.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from stages.decoders.upconv import UpConvMode
+from stages.training.loss import LOSSES
 from store.errors import InputError, InputErrors
 
 Precision = Literal["float32", "bfloat16"]
@@ -17,13 +18,15 @@ Precision = Literal["float32", "bfloat16"]
 class TrainSettings:
     """The protocol of a run; the defaults are the paper's.
 
-    ``decoder`` and its ``options`` as for ``build_decoder``. ``lr`` falls along a cosine to 0 over each
-    ``restart_epochs`` epochs. ``upconv`` and ``precision`` choose how, not what, is computed: "bfloat16" runs the
-    decoder under autocast with float32 weights, sums and loss. ``InputErrors`` with every value that cannot be.
+    ``decoder`` and its ``options`` as for ``build_decoder``, ``loss`` one of ``LOSSES``. ``lr`` falls along a cosine
+    to 0 over each ``restart_epochs`` epochs. ``upconv`` and ``precision`` choose how, not what, is computed: "bfloat16"
+    runs the decoder under autocast with float32 weights, sums and loss. ``InputErrors`` with every value that cannot
+    be.
     """
 
     decoder: str = "single-scale"
     options: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "ce+dice"
     epochs: int = 50
     validate_every: int = 10
     batch: int = 8
@@ -42,7 +45,12 @@ class TrainSettings:
             faults.append(
                 InputError(f"lr is {self.lr!r}", where="train", remedy="Give a learning rate above 0.")
             )
-        for name, known in (("upconv", get_args(UpConvMode)), ("precision", get_args(Precision))):
+        choices = (
+            ("loss", tuple(LOSSES)),
+            ("upconv", get_args(UpConvMode)),
+            ("precision", get_args(Precision)),
+        )
+        for name, known in choices:
             if getattr(self, name) not in known:
                 remedy = f"Choose one of {', '.join(known)}."
                 faults.append(InputError(f"{name} is {getattr(self, name)!r}", where="train", remedy=remedy))

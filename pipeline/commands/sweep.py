@@ -1,0 +1,100 @@
+"""The command that trains one study in many ways: sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import (
+    cached_dtype_option,
+    device_option,
+    encoder_option,
+    json_option,
+    memory_option,
+    parallel_option,
+    seeds_option,
+    weights_option,
+    works_on_study,
+)
+from pipeline.console import Talk, print_json, print_table
+from store.errors import VerificationError
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+
+
+@click.command()
+@encoder_option
+@click.option(
+    "--decoder",
+    "decoders",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,…]",
+    help="A decoder with its options (repeatable), e.g. single-scale:width=64. [default: the study's]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=V1,V2,…",
+    help="Values of a key of the study (repeatable), e.g. train.lr=1e-3,1e-4, train.tiles=2,5, "
+    "cache.encoding=float16,int8.",
+)
+@weights_option
+@seeds_option
+@click.option("--dry-run", is_flag=True, help="Only list the combinations and what is done of them.")
+@parallel_option
+@memory_option
+@device_option
+@cached_dtype_option
+@json_option
+@works_on_study
+def sweep(
+    workspace: Workspace,
+    talk: Talk,
+    encoders: Sequence[str],
+    decoders: Sequence[str],
+    settings: Sequence[str],
+    weights: Path | None,
+    seeds: int | None,
+    dry_run: bool,
+    parallel: int | None,
+    memory: int | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Train a study under every combination of encoders, decoders and settings, from the caches there are.
+
+    Each combination is a run a seed, kept with the study's others: what is finished is never trained again, and an
+    interrupted sweep goes on. Writes runs/<study>/sweep.csv.
+    """
+    from pipeline import sweep_results
+    from pipeline.engine import chosen_device
+    from pipeline.sweeping import combinations
+    from pipeline.trainer import train_jobs
+    from pipeline.varying import parse_decoders, parse_setting
+
+    target = chosen_device(device)
+    varied = [*parse_decoders(decoders, workspace.study), *map(parse_setting, settings)]
+    jobs = combinations(workspace, encoders, varied, seeds, weights)
+    outcome, damaged = None, None
+    if not dry_run:
+        workspace.keep_split()
+        outcome = train_jobs(jobs, talk, target, processes=parallel, memory=memory)
+        try:
+            if path := sweep_results.write_csv(workspace):
+                talk.say(f"wrote {path}")
+        except VerificationError as error:
+            damaged = error  # of another sweep, perhaps: what this one found is shown in any case
+    found = sweep_results.summary(workspace, jobs, outcome)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(sweep_results.table(found))
+    if outcome is not None:
+        outcome.raise_failures(workspace.results)
+    if damaged is not None:
+        raise damaged

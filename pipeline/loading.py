@@ -1,0 +1,208 @@
+"""The token grids and masks of one feature cache in memory, read once for every run that is trained on them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.tiles.plan import PlannedView
+from stages.training.data import Features, ResidentFeatures, Rows, SplitData, StreamedFeatures
+from stages.training.memory import HOST_SHARE, Residency, available_memory, choose_residency
+from store import GridReader, GridSpec, GridStore, ViewKey
+from store.errors import DamagedGrid, MissingViews
+
+NAMED_TILES = 5  # in one message
+MASK_SHARE = 0.2  # of the available memory; token grids take the larger part
+
+Selection = Mapping[str, tuple[Rows, tuple[str, ...]]]
+"""By split: the rows (tiles, views) of its views in what was loaded, and the names of its tiles."""
+
+
+class Shared:
+    """An array that the processes started from this one see, too: one copy, gone with the last of them.
+
+    In memory, or (``folder``) in a file without a name there. It can be pickled only to start such a process with.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, folder: Path | None = None) -> None:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if folder is None and hasattr(os, "memfd_create"):
+            number = os.memfd_create("frostgrid")
+        else:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                number = os.dup(file.fileno())
+        os.ftruncate(number, nbytes)
+        self._open(number, shape, dtype)
+
+    def _open(self, number: int, shape: tuple[int, ...], dtype: str) -> None:
+        self._number, self._shape, self._dtype = number, shape, dtype
+        self.array: NDArray[Any] = np.frombuffer(mmap.mmap(number, 0), dtype).reshape(shape)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return DupFd(self._number), self._shape, self._dtype
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        number, shape, dtype = state
+        self._open(number.detach(), shape, dtype)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)  # what is mapped stays so until nobody uses it
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Views of one feature cache with their masks; row i of both is view i of those that were asked for.
+
+    ``grids``: the token grids as this process trains on them; or all of them, (N, *stored_shape), as others see them,
+    None where that takes more memory than there is: then each process streams the ``keys`` from ``tokens``. ``masks``
+    (N, px, px) uint8. It can be pickled where its arrays are :class:`Shared`.
+    """
+
+    tokens: GridStore
+    keys: tuple[ViewKey, ...]
+    grids: Features | Shared | None
+    masks: Shared | NDArray[np.uint8]
+
+    @property
+    def mask_array(self) -> NDArray[np.uint8]:
+        """The masks."""
+        return self.masks.array if isinstance(self.masks, Shared) else self.masks
+
+    def features(self, device: torch.device) -> Features:
+        """Return the token grids for training on ``device``: from there, from host memory, or streamed."""
+        if self.grids is None:
+            return StreamedFeatures(self.tokens.reader(), self.keys, self.tokens.spec, device)
+        if not isinstance(self.grids, Shared):
+            return self.grids
+        grids = torch.from_numpy(self.grids.array)
+        if choose_residency(grids.nbytes, device) == "device":
+            grids = grids.to(device)
+        return ResidentFeatures(grids, self.tokens.spec, device)
+
+    def splits(self, features: Features, selection: Selection) -> dict[str, SplitData]:
+        """Return the data of one run."""
+        return {
+            split: SplitData(features, rows, self.mask_array, rows, names)
+            for split, (rows, names) in selection.items()
+        }
+
+
+@dataclass(frozen=True)
+class Room:
+    """What of the views of one cache is held in memory while decoders train on them: ``nbytes`` in all."""
+
+    residency: Residency
+    masks: bool
+    nbytes: int
+
+
+def room_for(
+    spec: GridSpec, mask_spec: GridSpec, views: int, device: torch.device, limit: int | None
+) -> Room:
+    """Return what of ``views`` token grids and masks can stay in memory; ``limit`` bytes are all that may be used."""
+    grids, masks = views * spec.stored_nbytes, views * mask_spec.stored_nbytes
+    available = available_memory() if limit is None else min(limit, available_memory())
+    residency = choose_residency(grids, device)
+    if residency == "host" and grids > HOST_SHARE * available:
+        residency = "stream"
+    in_memory = masks <= MASK_SHARE * available
+    return Room(residency, in_memory, masks * in_memory + grids * (residency == "host"))
+
+
+def load(
+    tokens: GridStore,
+    masks: GridStore,
+    planned: Sequence[PlannedView],
+    device: torch.device,
+    *,
+    encoder: str,
+    scratch: Path,
+    shared: bool = False,
+    limit: int | None = None,
+) -> Loaded:
+    """Read the token grids and masks of ``planned``; with ``shared`` other processes can have them without a copy.
+
+    Grids stay in GPU or host memory where they fit; masks that take much of it go to a file without a name in the
+    folder ``scratch``. See :func:`room_for` for both, and for ``limit``. Raises :class:`store.errors.MissingViews`
+    when a store lacks one of them.
+    """
+    keys = [view.key for view in planned]
+    mask_keys = [view.mask_key for view in planned]
+    reader = complete(tokens, planned, keys, encoder)
+    mask_reader = complete(masks, planned, mask_keys, encoder)
+    spec = reader.spec
+    room = room_for(spec, mask_reader.spec, len(keys), device, limit)
+    grids: Features | Shared | None = None
+    if shared and room.residency != "stream":
+        grids = Shared((len(keys), *spec.stored_shape), spec.stored_dtype)
+        reader.read_stored_many(keys, out=grids.array)
+    elif room.residency != "stream":
+        grids = ResidentFeatures.read(reader, keys, spec, device, on_device=room.residency == "device")
+    elif not shared:
+        grids = StreamedFeatures(reader, keys, spec, device)
+    mask_shape = (len(keys), *mask_reader.spec.shape)
+    scratch.mkdir(parents=True, exist_ok=True)
+    space: Shared | NDArray[np.uint8]
+    if room.masks and not shared:
+        space = np.empty(mask_shape, np.uint8)
+    else:
+        space = Shared(mask_shape, "uint8", None if room.masks else scratch)
+    loaded = Loaded(tokens, tuple(keys), grids, space)
+    mask_reader.read_many(mask_keys, out=loaded.mask_array)
+    return loaded
+
+
+def complete(
+    store: GridStore, planned: Sequence[PlannedView], keys: Sequence[ViewKey], encoder: str
+) -> GridReader:
+    """Return the store's reader if it holds all ``keys``, those of ``planned``; else say which tiles it lacks.
+
+    Raises :class:`store.errors.MissingViews`.
+    """
+    reader = store.reader()
+    missing = set(reader.missing(keys))
+    if not missing:
+        return reader
+    lost = set(reader.damaged())
+    lacking = dict.fromkeys(v.tile.name for v, key in zip(planned, keys, strict=True) if key in missing)
+    present = {reader.row(key).name: key.tile for key in reader.views()}
+    kept = {key.tile for key in (*reader.views(), *lost)}
+    changed = [
+        name
+        for name, key in {v.tile.name: key for v, key in zip(planned, keys, strict=True)}.items()
+        if name in present and key.tile not in kept
+    ]
+    what = f"{store.path.name} lacks {len(missing)} of the {len(keys)} views of this study"
+    what += f" (tiles {few(lacking)})"
+    if changed:
+        what += f"; these tiles are cached with other pixels or another mask: {few(changed)}"
+    if lost & missing:
+        what += f"; of them {len(lost & missing)} were there and their shards are lost or cut"
+        try:
+            reader.row(next(key for key in keys if key in lost & missing))
+        except DamagedGrid as first:
+            what += f", such as {first.where}: {first.what}"
+    raise MissingViews(
+        what,
+        where=store.path,
+        remedy="Restore the images or masks that changed, or extract what is missing: "
+        f"frostgrid extract STUDY --encoder {encoder}.",
+    )
+
+
+def few(names: Iterable[str]) -> str:
+    """Return the first of many names."""
+    first = list(islice(names, NAMED_TILES + 1))
+    return ", ".join(first[:NAMED_TILES]) + (", …" if len(first) > NAMED_TILES else "")

@@ -1,0 +1,92 @@
+"""One run of stage two as it is handed to whoever trains it: values only, no stores, no study, no configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.loading import Loaded, Selection
+from stages.decoders import Geometry
+from stages.training.data import Features
+from stages.training.record import environment, load_run, write_run
+from stages.training.run import EpochReport, train_run
+from stages.training.settings import TrainSettings
+from store.errors import FrostgridError, InputError
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """A run that is to be trained, and the folder that it is to leave.
+
+    ``title`` is what people call it, ``cost`` how much work an epoch of it is, in any unit. ``selection`` says which of
+    the views that were loaded are its data; ``at_once`` and the rest as for :func:`stages.training.run.train_run`.
+    """
+
+    title: str
+    settings: TrainSettings
+    seed: int
+    encoder: str
+    classes: tuple[str, ...]
+    geometry: Geometry
+    selection: Selection
+    folder: Path
+    identity: Mapping[str, Any]
+    cost: float
+    at_once: int | None = None
+
+    def perform(
+        self,
+        loaded: Loaded,
+        features: Features,
+        device: torch.device,
+        on_epoch: Callable[[EpochReport], None],
+    ) -> None:
+        """Train the run and write its folder. Raises as ``train_run`` and ``write_run`` do."""
+        data = loaded.splits(features, self.selection)
+        result = train_run(
+            self.settings,
+            self.seed,
+            data["train"],
+            data["val"],
+            data["test"],
+            encoder=self.encoder,
+            classes=self.classes,
+            geometry=self.geometry,
+            device=device,
+            at_once=self.at_once,
+            on_epoch=on_epoch,
+        )
+        try:
+            about = {**environment(device), "tiles_at_once": self.at_once or self.settings.batch}
+            write_run(self.folder, result, identity=self.identity, environment=about)
+        except InputError:
+            if not self.folder.is_dir():
+                raise
+            load_run(self.folder)  # another process trained the same run meanwhile: same inputs, same result
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be finished, and why; ``trace`` where the error is not one that explains itself."""
+
+    title: str
+    why: str
+    trace: str = ""
+
+
+class RunsFailed(FrostgridError):
+    """Some runs could not be finished; all others are."""
+
+    def __init__(self, failures: Sequence[Failure], failed: int, of: int, folder: Path) -> None:
+        self.failures = tuple(failures)
+        names = "".join(f"\n  - {failure.title}: {failure.why}" for failure in failures)
+        super().__init__(
+            f"{failed} of {of} runs failed, the others are finished",
+            where=folder,
+            remedy="The same command tries them again and keeps what is finished.",
+        )
+        self.args = (f"{self.args[0]}{names}",)

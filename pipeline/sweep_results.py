@@ -1,0 +1,132 @@
+"""What a sweep found: a file with every run of it, a summary of each combination, and a table to read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.job import Job
+from pipeline.sweeping import Variant, variants
+from pipeline.trainer import Outcome
+from pipeline.workspace import Workspace
+from stages.metrics import mean_dice, pooled_dice
+from store.durable import put_replacing, storage_errors
+
+CSV = "sweep.csv"
+
+
+def write_csv(work: Workspace) -> Path | None:
+    """Write ``sweep.csv``: a row for each class of each run ever trained on the study as its data are now.
+
+    Columns: encoder, decoder, everything in which the runs differ, decoder_parameters, seed, class, and the test
+    split's dice (empty where the class is nowhere), intersection, prediction and truth. Returns where it is, or None
+    where there is no run. Raises :class:`store.errors.StorageError`.
+    """
+    found = variants(work)
+    if not found:
+        return None
+    rows = list(_rows(found, work.dataset.classes))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = work.results / CSV
+    with storage_errors(path):
+        put_replacing(path, text.getvalue().encode())
+    return path
+
+
+def _rows(found: Sequence[Variant], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for variant in found:
+        for seed, run in variant.runs.items():
+            counts = run.result.best_counts("test")
+            dice = pooled_dice(counts)
+            for index, name in enumerate(classes):
+                intersection, prediction, truth = (int(count) for count in counts.sum(axis=0)[index])
+                yield {
+                    "encoder": variant.encoder,
+                    "decoder": variant.decoder,
+                    **variant.factors,
+                    "decoder_parameters": variant.decoder_parameters,
+                    "seed": seed,
+                    "class": name,
+                    "dice": "" if math.isnan(dice[index]) else repr(float(dice[index])),
+                    "intersection": intersection,
+                    "prediction": prediction,
+                    "truth": truth,
+                }
+
+
+def summary(work: Workspace, jobs: Sequence[Job], outcome: Outcome | None) -> dict[str, Any]:
+    """Return what is known of every combination, in the order of ``jobs``, as JSON-able values.
+
+    Dice is the mean test Dice over classes: mean and sample standard deviation (None for one seed) over the finished
+    seeds. ``outcome`` says what was done just now; None where nothing was.
+    """
+    rows = [_combination(job) for job in jobs]
+    found: dict[str, Any] = {
+        "study": work.study.name,
+        "runs": sum(len(job.seeds) for job in jobs),
+        "finished": sum(len(row["seeds"]) for row in rows),
+        "combinations": rows,
+    }
+    if outcome is not None:
+        found["trained"] = sum(map(len, outcome.trained))
+        unread = [{"run": title, "why": str(error)} for title, error in outcome.unread]
+        found["failed"] = unread + [{"run": one.title, "why": one.why} for one in outcome.failures]
+    return found
+
+
+def _combination(job: Job) -> dict[str, Any]:
+    runs = {seed: run.result for seed in job.seeds if (run := job.finished(seed)) is not None}
+    dice = {seed: mean_dice(result.best_counts("test")) for seed, result in runs.items()}
+    known = np.array([value for value in dice.values() if not math.isnan(value)])
+    return {
+        "encoder": job.encoder,
+        "decoder": job.settings.decoder,
+        "decoder_options": dict(job.settings.options),
+        "factors": dict(job.factors),
+        "decoder_parameters": next((result.parameters for result in runs.values()), None),
+        "seeds": list(runs),
+        "missing_seeds": [seed for seed in job.seeds if seed not in runs],
+        "dice": {
+            "mean": float(known.mean()) if len(known) else None,
+            "std": float(known.std(ddof=1)) if len(known) > 1 else None,
+            "by_seed": [None if math.isnan(value) else value for value in dice.values()],
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The summary as a table: encoder, decoder, what is varied, test Dice (%) as mean ± std over seeds."""
+    rows = found["combinations"]
+    factors = [name for name in rows[0]["factors"] if name != "decoder"]
+    decoders = "decoder" in rows[0]["factors"]
+    shown = Table(
+        title=f"{escape(found['study'])}: mean test Dice (%), mean ± std over seeds",
+        caption=f"{found['finished']} of {found['runs']} runs finished",
+    )
+    for name in ("encoder", "decoder", *factors):
+        shown.add_column(escape(name), overflow="fold")
+    for name in ("Dice", "seeds", "decoder par."):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        dice, parameters = row["dice"], row["decoder_parameters"]
+        spread = "" if dice["std"] is None else f" ± {100 * dice['std']:.2f}"
+        shown.add_row(
+            escape(row["encoder"]),
+            escape(row["factors"]["decoder"] if decoders else row["decoder"]),
+            *(escape(row["factors"][name]) for name in factors),
+            "–" if dice["mean"] is None else f"{100 * dice['mean']:.2f}{spread}",
+            f"{len(row['seeds'])} / {len(row['seeds']) + len(row['missing_seeds'])}",
+            "–" if parameters is None else f"{parameters:,}",
+        )
+    return shown

@@ -1,0 +1,216 @@
+"""Sweeps: one study under many decoders, settings and training sets, all answered from the same caches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine import chosen_encoders
+from pipeline.job import Job, settings_of
+from pipeline.study import Study, validated
+from pipeline.varying import Varied
+from pipeline.workspace import Workspace
+from stages.encoders import canonical_name
+from stages.metrics import mean_dice
+from stages.tiles.dataset import flatten, raise_all
+from stages.training.record import StoredRun
+from store.errors import InputError
+from store.identity import canonical_json
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The finished runs of one encoder under one combination of what was varied on a study, one run a seed.
+
+    ``factors``: everything in which the study's variants differ from each other (``train.lr``, ``train.views``, …), as
+    text; "" where it does not apply. ``dice`` (seeds,) is the mean test Dice of each run (NaN where no class was met),
+    ``tiles`` the names of the test tiles.
+    """
+
+    job: Job
+    factors: Mapping[str, str]
+    runs: Mapping[int, StoredRun]
+
+    @property
+    def encoder(self) -> str:
+        """The encoder's canonical name."""
+        return self.job.encoder
+
+    @property
+    def decoder(self) -> str:
+        """The decoder's name."""
+        return self.job.settings.decoder
+
+    @property
+    def decoder_parameters(self) -> int:
+        """How many weights the decoder has."""
+        return next(iter(self.runs.values())).result.parameters
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(self.runs)
+
+    @property
+    def dice(self) -> NDArray[np.float64]:
+        """The mean pooled Dice of the test split, (seeds,)."""
+        return np.array([mean_dice(run.result.best_counts("test")) for run in self.runs.values()])
+
+    def counts(self, split: Literal["val", "test"]) -> NDArray[np.int64]:
+        """Return the counts (seeds, tiles, C, 3) of ``split``; see :mod:`stages.metrics`."""
+        return np.stack([run.result.best_counts(split) for run in self.runs.values()])
+
+    def tiles(self, split: Literal["val", "test"]) -> tuple[str, ...]:
+        """Return the names of the tiles of ``split``."""
+        result = next(iter(self.runs.values())).result
+        return result.val_names if split == "val" else result.test_names
+
+
+def combinations(
+    work: Workspace,
+    encoders: Sequence[str],
+    varied: Sequence[Varied],
+    seeds: int | None,
+    weights: Path | None,
+) -> list[Job]:
+    """Return a job for each encoder and each combination of values, the values of the last given varying fastest.
+
+    Combinations that come to the same are one job. Raises :class:`store.errors.InputErrors` with every value that the
+    study cannot have, :class:`InputError` for an encoder that is not known.
+    """
+    names = chosen_encoders(work.study, encoders, weights)
+    twice = sorted({one.name for one in varied if sum(one.name == other.name for other in varied) > 1})
+    if twice:
+        raise InputError(
+            f"{', '.join(twice)} is varied twice", where="--set", remedy="Give all values at once: KEY=V1,V2."
+        )
+    count = seeds or work.study.train.seeds
+    faults: dict[str, InputError] = {}
+    studies: dict[bytes, tuple[Study, dict[str, str]]] = {}
+    for choice in product(*(one.values for one in varied)):
+        said = dict(zip((one.name for one in varied), (value.text for value in choice), strict=True))
+        try:
+            study = _changed(work.study, [value.changes for value in choice], said)
+        except InputError as error:
+            for fault in flatten(error):  # said once, not for each combination with it
+                faults.setdefault(fault.what, fault)
+            continue
+        studies.setdefault(canonical_json(_settled(study)), (study, said))
+    raise_all(list(faults.values()), "Nothing was trained. Correct these values.")
+    work.tiles  # noqa: B018  # read once for all
+    return [
+        Job(work.of(study), name, reference, tuple(range(count)), weights or work.weights_of(name), said)
+        for name, reference in names.items()
+        for study, said in studies.values()
+    ]
+
+
+def _changed(study: Study, changes: Sequence[Mapping[str, Any]], said: Mapping[str, str]) -> Study:
+    where = ", ".join(f"{name} = {text}" for name, text in said.items())
+    table: dict[str, Any] = study.resolved()
+    for key, value in (item for one in changes for item in one.items()):
+        *sections, field = key.split(".")
+        target = table
+        for section in sections:
+            target = target.get(section, {}) if isinstance(target, dict) else {}
+        if not isinstance(target, dict):
+            raise InputError(f"Unknown key '{key}'", where=where, remedy="Vary a key of [train].")
+        target[field] = deepcopy(value)
+    changed = validated(table, where)
+    settings_of(changed)
+    return changed
+
+
+def _settled(study: Study) -> dict[str, Any]:
+    """Return what decides a study's runs beside data, views and encoders, with every default."""
+    train = study.train.model_dump(mode="json", exclude={"seeds"})
+    options = settings_of(study).options
+    return {
+        "train": {**train, "decoder_options": dict(options), "views": study.training_views},
+        "cache": {"encoding": study.cache.encoding},
+    }
+
+
+def variants(work: Workspace) -> list[Variant]:
+    """Return every combination that was ever trained on the study as its data, split and views are now.
+
+    Found by what the runs in the study's results say of themselves; those of other tiles or masks are left out. In the
+    order of encoder, decoder and factors. Raises :class:`store.errors.VerificationError` for a damaged run.
+    """
+    found: dict[bytes, tuple[str, Study, set[int]]] = {}
+    for reference, seed, recorded in _recorded(work):
+        with suppress(InputError):  # of another version, whose settings there are no more
+            study = validated(
+                {
+                    **work.study.resolved(),
+                    "train": {**recorded["train"], "seeds": work.study.train.seeds},
+                    "cache": {**work.study.resolved()["cache"], "encoding": recorded["cache"]["encoding"]},
+                },
+                work.results,
+            )
+            key = canonical_json([canonical_name(reference), _settled(study)])
+            found.setdefault(key, (reference, study, set()))[2].add(seed)
+    kept = []
+    for reference, study, seeds in found.values():
+        name = canonical_name(reference)
+        job = Job(work.of(study), name, reference, tuple(sorted(seeds)), work.weights_of(name))
+        try:
+            job.tiles  # noqa: B018
+        except InputError:  # trained on more tiles than the split has now
+            continue
+        runs = {seed: run for seed in job.seeds if (run := job.finished(seed)) is not None}
+        if runs:
+            kept.append((job, {seed: _without_weights(run) for seed, run in runs.items()}))
+    flat = [_factors(job) for job, _ in kept]
+    names = sorted({name for factors in flat for name in factors})
+    differing = [name for name in names if len({factors.get(name, "") for factors in flat}) > 1]
+    made = [
+        Variant(job, {name: factors.get(name, "") for name in differing}, runs)
+        for (job, runs), factors in zip(kept, flat, strict=True)
+    ]
+    return sorted(
+        made, key=lambda one: (one.encoder, one.decoder, [_natural(v) for v in one.factors.values()])
+    )
+
+
+def _recorded(work: Workspace) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for path in sorted(work.results.glob("*/*/seed-*/run.json")):
+        with suppress(
+            OSError, ValueError, KeyError, TypeError
+        ):  # a damaged run is named when it is asked for
+            document = json.loads(path.read_bytes())
+            identity = document["identity"]
+            recorded = {part: dict(identity["study"][part]) for part in ("train", "cache")}
+            yield str(identity["encoder"]), int(document["seed"]), recorded
+
+
+def _without_weights(run: StoredRun) -> StoredRun:
+    return replace(run, result=replace(run.result, weights={}))  # of many runs they would fill the memory
+
+
+def _factors(job: Job) -> dict[str, str]:
+    """Return everything that a sweep can vary, as text; encoder and decoder are told apart from it."""
+    settled = _settled(job.work.study)
+    train = {**settled["train"], "tiles": len(job.tiles["train"])}
+    options = train.pop("decoder_options")
+    del train["decoder"]
+    found = {f"train.{name}": value for name, value in train.items()}
+    found |= {f"train.decoder_options.{name}": value for name, value in options.items()}
+    found["cache.encoding"] = settled["cache"]["encoding"]
+    return {name: "" if value is None else str(value) for name, value in found.items()}
+
+
+def _natural(text: str) -> tuple[float, str]:
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
