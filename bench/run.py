@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -10,7 +12,17 @@ import click
 
 from bench.harness import BENCHMARKS, Setting, chosen, machine
 
-MODULES = ("store_reading", "store_writing", "store_layout", "store_streaming")  # they run in this order
+MODULES = (
+    "store_reading",
+    "store_writing",
+    "store_layout",
+    "store_streaming",
+    "decoder",
+    "extraction",
+    "sweep",
+)  # they run in this order
+_COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_TARGET = re.compile(r"(>=|<=|>|<) ?([0-9]+(?:\.[0-9]+)?)\b")
 HERE = Path(__file__).parent
 
 
@@ -51,12 +63,27 @@ def main(only: tuple[str, ...], rounds: int, small: bool, output: Path | None, f
     results["machine"] = machine(setting)
     for name, function in selected:
         result = function(setting)
-        results[name] = result.to_json()
+        reached = None if small else met(result.ratio, result.target)
+        results[name] = {**result.to_json(), **({} if reached is None else {"met": reached})}
         spread = results[name].get("spread")
         around = f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else ""
-        click.echo(f"{name:32} {results[name]['ratio']:8.3g}{around}, wanted {result.target}")
+        end = "" if reached is None else ": reached" if reached else ": MISSED"
+        click.echo(f"{name:32} {results[name]['ratio']:8.3g}{around}, wanted {result.target}{end}")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def met(ratio: float, target: str) -> bool | None:
+    """Return whether ``ratio`` is what ``target`` (">= 2.5", "<= 0.7") asks for; ``None`` for one without a number.
+
+    Raises ``ValueError`` for a target that begins with neither a comparison nor "none".
+    """
+    wanted = _TARGET.match(target)
+    if wanted:
+        return bool(_COMPARED[wanted[1]](ratio, float(wanted[2])))
+    if target.startswith("none"):
+        return None
+    raise ValueError(f"a target is '>= 2.5', '<= 0.7' or 'none: why', not {target!r}")
 
 
 if __name__ == "__main__":

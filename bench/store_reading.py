@@ -17,6 +17,8 @@ from bench.harness import Result, Setting, benchmark, compared, in_turn
 from bench.tokens import Grids, grids, write_cache
 from store import GridReader, ViewKey
 
+BATCH = 8
+
 
 @dataclass(frozen=True)
 class WrittenCache:
@@ -75,6 +77,41 @@ def single_views(setting: Setting) -> Result:
             ">= 2.5",
             cpu_ratio=samples.cpu_ratio,
             ours_mb_a_s=_rate(written, samples.ours),
+        )
+
+
+@benchmark("store/random-batches")
+def random_batches(setting: Setting) -> Result:
+    """Batches of random views, as a training step wants them, against zarr-python reading view after view."""
+    with written_cache(setting) as written:
+        array = zarr.open_array(written.array, mode="r")
+        order = np.random.default_rng(0).permutation(len(written.keys))
+        batches = [order[start : start + BATCH] for start in range(0, len(order) - BATCH + 1, BATCH)]
+        out = np.empty((BATCH, *written.made.spec.shape), np.float16)
+
+        def ours() -> None:
+            for batch in batches:
+                keys = [written.keys[number] for number in batch]
+                written.reader.read_many(keys, out, threads=setting.threads)
+
+        def reference() -> None:
+            for batch in batches:
+                for number in batch:
+                    array[int(number)]
+
+        samples = in_turn(setting, ours, reference)
+        return compared(
+            samples,
+            f"batches of {BATCH} random views into one array: GridReader.read_many with {setting.threads} threads, "
+            "against array[i] of zarr-python reading the same files, one view after another; seconds for "
+            f"{len(batches)} batches of {written.about}",
+            ">= 2.5",
+            cpu_ratio=samples.cpu_ratio,
+            ours_mb_a_s=len(batches)
+            * BATCH
+            * written.made.spec.nbytes
+            / 1e6
+            / float(np.median(samples.ours)),
         )
 
 

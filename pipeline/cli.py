@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import click
+from pipeline.interrupts import ending
 
-from pipeline.commands.cache import cache
-from pipeline.commands.data import data
-from pipeline.commands.group import ExplainingGroup
-from pipeline.commands.study import extract, plan, report, run, train
-from pipeline.commands.tools import doctor, encoders
+with ending():  # loading what follows takes a moment, in which people change their minds
+    import click
+
+    from pipeline.commands.cache import cache
+    from pipeline.commands.compare import compare
+    from pipeline.commands.data import data
+    from pipeline.commands.group import ExplainingGroup
+    from pipeline.commands.slides import evaluate, predict
+    from pipeline.commands.study import extract, plan, report, run, train
+    from pipeline.commands.sweep import sweep
+    from pipeline.commands.tools import doctor, encoders
 
 
 @click.group(cls=ExplainingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,5 +27,19 @@ def main() -> None:
     """
 
 
-for _command in (extract, train, report, run, plan, encoders, doctor, data, cache):
+for _command in (
+    extract,
+    train,
+    sweep,
+    report,
+    compare,
+    run,
+    plan,
+    encoders,
+    doctor,
+    data,
+    cache,
+    predict,
+    evaluate,
+):
     main.add_command(_command)

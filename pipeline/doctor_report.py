@@ -16,7 +16,9 @@ def doctor_report(found: dict[str, Any]) -> list[Table | str]:
     """Return what :func:`pipeline.doctor.examine` found as tables and sentences for people."""
     parts: list[Table | str] = [_machine_table(found), _access_table(found["hub"])]
     if found["plugin_faults"]:
-        parts.append(f"Installed encoders that cannot be used:\n{_lines(found['plugin_faults'])}")
+        parts.append(
+            f"Installed encoders and decoders that cannot be used:\n{_lines(found['plugin_faults'])}"
+        )
     return parts if found["study"] is None else [*parts, *_study_parts(found["study"])]
 
 

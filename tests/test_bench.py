@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from bench.harness import BENCHMARKS, Result
+from bench.run import main, met
 
 REPOSITORY = Path(__file__).parents[1]
 STORE = {
     "store/single-views",
+    "store/random-batches",
     "store/whole-cache",
     "store/whole-cache-touched",
     "store/writer-cpu",
@@ -47,4 +52,33 @@ def test_every_benchmark_of_the_store_runs_and_says_what_it_measured(tmp_path: P
             assert line["ours_s"] > 0 and line["reference_s"] > 0, name
     single = results["store/single-views"]
     assert single["ratio"] == pytest.approx(single["reference_s"] / single["ours_s"], rel=0.01)
+    assert not any("met" in line for line in results.values())  # tiny sizes are not judged
     assert not [path for path in (tmp_path / "data" / "small").iterdir() if path.is_dir()]
+
+
+def test_a_missed_target_is_printed_and_written_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = {
+        "x/more": (2.6, ">= 2.5"),
+        "x/less": (0.8, "<= 0.7"),
+        "x/none": (0.4, "none: it takes seconds"),
+    }
+    for name, (ratio, target) in targets.items():
+        result = Result(ratio, "a made-up figure", target)
+        monkeypatch.setitem(BENCHMARKS, name, lambda setting, result=result: result)
+    output = tmp_path / "results.json"
+    done = CliRunner().invoke(main, ["--only", "x", "--folder", str(tmp_path), "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    ends = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert ends["x/more"].endswith("wanted >= 2.5: reached")
+    assert ends["x/less"].endswith("wanted <= 0.7: MISSED")
+    assert ends["x/none"].endswith("it takes seconds")
+    written = json.loads(output.read_text())
+    assert [written[name].get("met") for name in targets] == [True, False, None]
+
+
+def test_a_target_that_says_nothing_is_refused() -> None:
+    assert met(5, "<= 5 s") and not met(5.1, "<= 5") and met(1, "none") is None
+    with pytest.raises(ValueError, match="about twice"):
+        met(2.0, "about twice")

@@ -1,4 +1,4 @@
-"""The commands on data sets: check, preview, split and get."""
+"""The commands on data sets: check, preview, split, score and get."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Check, look at, split and download data sets."""
+    """Check, look at, split, score and download data sets."""
 
 
 @data.command("check")
@@ -76,6 +76,25 @@ def data_split(workspace: Workspace, talk: Talk, out: Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace.split.write(path)
     click.echo(path)
+
+
+@data.command("score")
+@click.argument("predictions", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("truth", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@json_option
+def data_score(predictions: Path, truth: Path, as_json: bool) -> None:
+    """Score predicted label images (TIFF, 0 to 5) as the PUMA challenge does its tissue.
+
+    PREDICTIONS: files named like those in TRUTH, or a folder with the challenge's predictions.json.
+    """
+    from pipeline.report.tables import puma_table
+    from stages.puma_scores import pairs_of, scores
+
+    found = scores(pairs_of(predictions, truth))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(puma_table(found))
 
 
 @data.command("get")

@@ -1,39 +1,72 @@
-"""Tables and pictures of a study's finished runs."""
+"""Tables, statistics and the page of a study's finished runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.console import Talk
-from pipeline.report.pictures import predictions_picture
-from pipeline.report.results import collect, summarise, write_results
+from pipeline.report.ablations import ablations
+from pipeline.report.contents import sheets
+from pipeline.report.gallery import Gallery, Pictures, gallery
+from pipeline.report.page import page
+from pipeline.report.results import Result, collect, write_results
+from pipeline.report.sheets import Figures, Sheet, as_csv, as_latex, as_markdown
+from pipeline.report.summary import summarise, write_summary
+from pipeline.report.swept import swept
 from pipeline.workspace import Workspace
+from store.durable import make_folder, put_replacing, storage_errors
 from store.errors import FrostgridError
+
+FORMS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
 
 
 def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str, Any]:
-    """Write ``results.csv``, ``tiles.csv``, ``summary.json`` and a picture per encoder; return the summary.
+    """Write ``results.csv``, ``tiles.csv``, ``summary.json``, ``tables/`` and ``report.html``; return the summary.
 
-    Only runs that belong to the study as it is now are counted; what is missing is said. Raises
-    :class:`store.errors.InputError` when there is no finished run at all.
+    Only runs that belong to the study as it is now are counted, and those of its sweeps; what is missing or damaged is
+    said, there and here. Raises :class:`store.errors.InputError` when there is no finished run at all.
     """
     found = collect(workspace, seeds)
-    summary = summarise(workspace, found)
-    write_results(workspace, found, summary)
-    for result in found:
-        if result.runs:
-            path = workspace.results / f"{result.slug}.png"
-            try:
-                predictions_picture(workspace, result, path)
-                talk.say(f"wrote {path}")
-            except (
-                FrostgridError
-            ) as error:  # every figure is at hand without the cache, only the picture is not
-                talk.say(f"no picture of {result.encoder}: {error}")
-        if result.missing:
-            talk.say(
-                f"{result.encoder}: no finished run for seed(s) {', '.join(map(str, result.missing))}; "
-                f"train them with: frostgrid train STUDY --encoder {result.encoder}"
-            )
-    talk.say(f"wrote {workspace.results / 'results.csv'}, tiles.csv and summary.json")
+    varied, faults = swept(workspace, found)
+    summary = summarise(workspace, found, varied)
+    summary["notes"] += faults
+    write_results(workspace, found)
+    write_summary(workspace, summary)
+    tables = sheets(summary)
+    _write_tables(workspace, {**tables, **{one.sheet.name: one.sheet for one in ablations(Figures(summary))}})
+    galleries, lacking = _galleries(workspace, found, summary, talk)
+    path = workspace.results / "report.html"
+    with storage_errors(path):
+        put_replacing(path, page(summary, tables, found, galleries, lacking).encode())
+    for note in summary["notes"]:
+        talk.say(note)
+    talk.say(f"wrote {path}, tables/, results.csv, tiles.csv and summary.json")
     return summary
+
+
+def _galleries(
+    workspace: Workspace, results: Sequence[Result], summary: dict[str, Any], talk: Talk
+) -> tuple[list[Gallery], dict[str, str]]:
+    """Return the galleries in the order of the summary, and why an encoder has none."""
+    by_name = {result.encoder: result for result in results}
+    pictures = Pictures(workspace)
+    galleries, lacking = [], {}
+    for row in summary["results"]:
+        try:
+            galleries.append(gallery(workspace, by_name[row["encoder"]], pictures))
+        except (
+            FrostgridError
+        ) as error:  # every figure is at hand without the cache, only the pictures are not
+            lacking[row["encoder"]] = str(error)
+            talk.say(f"no pictures of {row['encoder']}: {error}")
+    return galleries, lacking
+
+
+def _write_tables(workspace: Workspace, tables: dict[str, Sheet]) -> None:
+    folder = workspace.results / "tables"
+    with storage_errors(folder):
+        make_folder(folder)
+        for name, sheet in tables.items():
+            for suffix, written in FORMS.items():
+                put_replacing(folder / f"{name}.{suffix}", written(sheet).encode())

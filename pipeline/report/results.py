@@ -1,9 +1,9 @@
-"""From finished runs to numbers: every Dice comes from stored counts."""
+"""The finished runs of a study, and their counts as CSV."""
 
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 from pipeline import engine
 from pipeline.job import Job
 from pipeline.workspace import Workspace
-from stages.metrics import mean_dice, pooled_dice
+from stages.metrics import pooled_dice
 from stages.training.record import StoredRun
-from store.errors import InputError
+from store.durable import put_replacing, storage_errors
+from store.errors import InputError, VerificationError
 
 HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 
 @dataclass(frozen=True)
 class Result:
-    """The finished runs of one encoder under one decoder, by seed, and the seeds that have none."""
+    """The finished runs of one encoder under one decoder, by seed; the seeds without one; what was damaged, by seed."""
 
     job: Job
     runs: dict[int, StoredRun]
     missing: tuple[int, ...]
+    damaged: dict[int, VerificationError]
 
     @property
     def encoder(self) -> str:
@@ -48,17 +50,31 @@ class Result:
 
 
 def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
-    """Find the finished runs of every encoder of the study, and of any other trained on it, as the study is now."""
+    """Find the finished runs of every encoder of the study, and of any other trained on it, as the study is now.
+
+    A damaged run counts for nothing and is kept as what was found. Raises :class:`InputError` where there is no
+    finished run, and the first :class:`VerificationError` where there are only damaged ones.
+    """
     names = [*workspace.study.encoders.names, *engine.trained_encoders(workspace)]
     results = []
     for job in engine.jobs(workspace, names, seeds):
         done: dict[int, StoredRun] = {}
+        damaged: dict[int, VerificationError] = {}
         for seed in job.seeds:
-            if (run := job.finished(seed)) is not None:
-                # one decoder is enough for the picture: weights of many runs would fill the memory
+            try:
+                run = job.finished(seed)
+            except VerificationError as error:
+                damaged[seed] = error
+                continue
+            if run is not None:
+                # one decoder is enough for the gallery: weights of many runs would fill the memory
                 done[seed] = run if not done else replace(run, result=replace(run.result, weights={}))
-        results.append(Result(job, done, tuple(seed for seed in job.seeds if seed not in done)))
+        missing = tuple(seed for seed in job.seeds if seed not in done and seed not in damaged)
+        results.append(Result(job, done, missing, damaged))
     if not any(result.runs for result in results):
+        for result in results:
+            for found in result.damaged.values():
+                raise found
         raise InputError(
             "There is no finished run of this study",
             where=workspace.results,
@@ -67,73 +83,22 @@ def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
     return results
 
 
-def summarise(workspace: Workspace, results: Sequence[Result]) -> dict[str, Any]:
-    """Return the summary: per encoder and decoder the test Dice per class and its mean, mean and std over seeds.
-
-    Dice is pooled over all test pixels of a class (None where prediction and truth both lack the class); std is the
-    sample standard deviation (n − 1), None for one seed. Sorted by mean Dice, the best first.
-    """
-    classes = workspace.dataset.classes
-    rows: list[dict[str, Any]] = []
-    for result in results:
-        if not result.runs:
-            continue
-        about = result.job.about
-        per_class = np.array([pooled_dice(run.result.best_counts("test")) for run in result.runs.values()])
-        mean = np.array([mean_dice(run.result.best_counts("test")) for run in result.runs.values()])
-        rows.append(
-            {
-                "encoder": result.encoder,
-                "decoder": result.decoder,
-                "encoder_parameters": about.parameters,
-                "decoder_parameters": next(iter(result.runs.values())).result.parameters,
-                "grid": [about.grid.d, about.grid.h, about.grid.w],
-                "seeds": sorted(result.runs),
-                "missing_seeds": list(result.missing),
-                "dice": {name: _spread(per_class[:, index]) for index, name in enumerate(classes)},
-                "mean_dice": _spread(mean),
-            }
-        )
-    rows.sort(key=_order)
-    return {
-        "study": workspace.study.resolved(),
-        "classes": list(classes),
-        "images": {name: len(getattr(workspace.split, name)) for name in ("train", "val", "test")},
-        "tiles": {name: len(tiles) for name, tiles in workspace.tiles.items()},
-        "results": rows,
-    }
-
-
-def _order(row: dict[str, Any]) -> tuple[float, str]:
-    return -(row["mean_dice"]["mean"] or 0.0), row["encoder"]
-
-
-def _spread(values: NDArray[np.float64]) -> dict[str, float | None]:
-    present = values[~np.isnan(values)]
-    return {
-        "mean": float(present.mean()) if present.size else None,
-        "std": float(present.std(ddof=1)) if present.size > 1 else None,
-    }
-
-
-def write_results(workspace: Workspace, results: Sequence[Result], summary: dict[str, Any]) -> None:
-    """Write ``results.csv`` (pooled, a row a class), ``tiles.csv`` (a row a tile and class) and ``summary.json``."""
-    folder = workspace.results
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "results.csv", _pooled_rows(workspace, results))
-    _write_csv(folder / "tiles.csv", _tile_rows(workspace, results))
-    (folder / "summary.json").write_text(
-        json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+def write_results(workspace: Workspace, results: Sequence[Result]) -> None:
+    """Write ``results.csv`` (pooled, a row a class) and ``tiles.csv`` (a row a tile and class)."""
+    workspace.results.mkdir(parents=True, exist_ok=True)
+    _write_csv(workspace.results / "results.csv", _pooled_rows(workspace, results))
+    _write_csv(workspace.results / "tiles.csv", _tile_rows(workspace, results))
 
 
 def _write_csv(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     first = next(rows)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(first))
-        writer.writeheader()
-        writer.writerow(first)
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(first), lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerow(first)
+    writer.writerows(rows)
+    with storage_errors(path):
+        put_replacing(path, text.getvalue().encode())
 
 
 def _runs(results: Sequence[Result]) -> Iterator[tuple[dict[str, Any], StoredRun]]:

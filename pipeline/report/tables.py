@@ -30,12 +30,14 @@ def dice_table(summary: dict[str, Any]) -> Table:
     table = Table(
         title=f"{escape(summary['study']['name'])}: test Dice (%), mean ± std over seeds",
         caption=f"images: {images['train']} training, {images['val']} validation, {images['test']} test; "
-        "Dice pooled over all test pixels of a class",
+        "Dice pooled over all test pixels of a class; interval: of the mean, over test "
+        f"{summary['evidence']['unit']}",
     )
     table.add_column("encoder", no_wrap=True, overflow="fold")
     table.add_column("decoder")
     for name in (*summary["classes"], "mean"):
         table.add_column(escape(name), justify="right", no_wrap=name == "mean")
+    table.add_column("95 % interval", justify="right")
     for name in ("seeds", "encoder par.", "decoder par.", "grid"):
         table.add_column(name, justify="right")
     for row in summary["results"]:
@@ -44,6 +46,7 @@ def dice_table(summary: dict[str, Any]) -> Table:
             row["decoder"],
             *(_percent(row["dice"][name]) for name in summary["classes"]),
             _percent(row["mean_dice"]),
+            _interval(row["mean_dice"]["ci"]),
             str(len(row["seeds"])),
             _count(row["encoder_parameters"]),
             _count(row["decoder_parameters"]),
@@ -195,11 +198,29 @@ def check_table(found: CheckReport) -> Table:
     return table
 
 
-def _percent(spread: dict[str, float | None]) -> str:
+def _percent(spread: dict[str, Any]) -> str:
     if spread["mean"] is None:
         return "–"
     std = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
     return f"{100 * spread['mean']:.2f}{std}"
+
+
+def puma_table(scores: dict[str, Any]) -> Table:
+    """The two tissue scores of the PUMA challenge."""
+    table = Table(
+        title=f"PUMA tissue Dice of {len(scores['images'])} images",
+        caption="micro: pooled over all images, 0 without intersection; image: mean over images, 1 where both lack the "
+        "class",
+    )
+    for name in ("class", "micro", "image"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, micro in scores["micro"].items():
+        table.add_row(name, f"{micro:.4f}", f"{scores['image'][name]:.4f}")
+    return table
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def _count(parameters: int) -> str:

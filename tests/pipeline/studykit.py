@@ -21,7 +21,7 @@ per_tile = 3
 [encoders]
 names = ["stain", "pixels"]
 [train]
-width = 16
+decoder_options = { width = 16 }
 epochs = 4
 validate_every = 2
 batch = 2

@@ -127,9 +127,9 @@ def test_training_before_extraction_says_what_to_run(tmp_path: Path) -> None:
 def test_a_damaged_run_is_named_and_not_reported(tmp_path: Path) -> None:
     study = write_study(tmp_path, FOLDER.format(root=write_folder(tmp_path / "data")))
     assert run(study, tmp_path, "run").exit_code == 0
-    (counts,) = tmp_path.glob("runs/small/stain/linear/seed-*/counts.npz")
+    (counts,) = tmp_path.glob("runs/small/stain/linear/seed-*/confusions.npz")
     counts.write_bytes(counts.read_bytes()[:-1])
-    refused(run(study, tmp_path, "report"), "counts.npz", status=4)
+    refused(run(study, tmp_path, "report"), "confusions.npz", status=4)
 
 
 @pytest.fixture

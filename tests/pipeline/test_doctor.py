@@ -201,7 +201,7 @@ def test_installed_encoders_that_cannot_be_used_are_listed(monkeypatch: pytest.M
     broken, taken = faults
     assert "'broken' cannot be imported" in broken["what"]
     assert "'uni', which is an encoder of the table" in taken["what"]
-    assert "Installed encoders that cannot be used" in shown
+    assert "Installed encoders and decoders that cannot be used" in shown
     assert "Rename its entry point" in shown
 
 

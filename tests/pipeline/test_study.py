@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from pipeline.study import SplitSection, read_study
+from pipeline.study import SplitSection, TrainSection, read_study
 from store.errors import InputError, InputErrors
 
 MINIMAL = """
@@ -30,7 +31,13 @@ def test_the_defaults_are_the_papers_protocol(tmp_path: Path) -> None:
     assert isinstance(study.data.split, SplitSection)
     assert study.data.split.numbers(sides_known=False) == (15, 5, 10)
     train = study.train
-    assert (train.decoder, train.width, train.epochs, train.validate_every) == ("single-scale", 256, 50, 10)
+    assert (train.decoder, train.decoder_options, train.loss, train.precision) == (
+        "single-scale",
+        {},
+        "ce+dice",
+        "float32",
+    )
+    assert (train.epochs, train.validate_every, train.tiles, train.views) == (50, 10, None, None)
     assert (train.restart_epochs, train.batch, train.lr, train.seeds) == (10, 8, 1e-4, 10)
     assert study.views.per_tile == 50
 
@@ -95,3 +102,27 @@ def test_missing_and_broken_files_are_explained(tmp_path: Path) -> None:
         read_study(study_file(tmp_path, "[data\n"))
     with pytest.raises(InputError, match=r"data\.root|root is missing"):
         read_study(study_file(tmp_path, MINIMAL.replace('root = "here"\n', "")))
+
+
+def test_a_study_takes_all_losses_and_precisions_there_are() -> None:
+    from stages.training.loss import LOSSES
+    from stages.training.settings import Precision
+
+    fields = TrainSection.model_fields
+    assert set(get_args(fields["loss"].annotation)) == set(LOSSES)
+    assert get_args(fields["precision"].annotation) == get_args(Precision)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[train]\nviews = 51", r"train\.views is 51, but a tile has 50 views \(views\.per_tile\)"),
+        ("[train]\ntiles = 0", r"train\.tiles"),
+        ("[train]\nprecision = 'float64'", r"train\.precision"),
+        ("[train]\nloss = 'hinge'", r"train\.loss"),
+        ("[train]\nwidth = 64", r"Unknown key 'train\.width'"),
+    ],
+)
+def test_a_wrong_training_setting_is_named(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_study(study_file(tmp_path, f"{MINIMAL}\n{line}\n"))

@@ -17,7 +17,7 @@ from stages.training.record import environment, load_run, write_run
 from stages.training.run import RunResult
 from store.errors import InputError, StorageError, VerificationError
 
-FILES = ["counts.npz", "decoder.safetensors", "losses.csv", "run.json"]
+FILES = ["confusions.npz", "decoder.safetensors", "losses.csv", "run.json"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_the_files_are_plain_ones(tmp_path: Path, result: RunResult) -> None:
     assert body["best_epoch"] == result.best_epoch
     rows = list(csv.reader((folder / "losses.csv").read_text().splitlines()))
     assert rows[0] == ["epoch", "loss", "lr"] and len(rows) == 1 + len(result.losses)
-    with np.load(folder / "counts.npz") as arrays:
-        assert np.array_equal(arrays["val"], result.val_counts)
+    with np.load(folder / "confusions.npz") as arrays:
+        assert np.array_equal(arrays["val"], result.val_confusions)
     assert safetensors.torch.load_file(folder / "decoder.safetensors").keys() == result.weights.keys()
 
 

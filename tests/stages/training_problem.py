@@ -63,7 +63,7 @@ def run(settings: TrainSettings = QUICK, seed: int = 0, **changes: Any) -> RunRe
 
 def equal(one: RunResult, other: RunResult) -> bool:
     """Whether two runs agree in every bit that is not a time."""
-    arrays = ("losses", "lrs", "validated", "val_counts", "test_counts")
+    arrays = ("losses", "lrs", "validated", "val_confusions", "test_confusions")
     return (
         all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
         and one.best_epoch == other.best_epoch

@@ -1,0 +1,56 @@
+"""Everything needed to make a result again: the commands, the study with every default, fingerprints and versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the last section of the page shows.
+
+    ``study``: the resolved study as TOML, ``environments`` the distinct ones of all runs, ``runs`` their folders and
+    fingerprints, ``tokens`` the key of each encoder's cache.
+    """
+    environments: dict[str, dict[str, Any]] = {}
+    for row in summary["results"]:
+        for one in row["environments"]:
+            environments[json.dumps(one, sort_keys=True)] = one
+    name = summary["study"]["name"]
+    return {
+        "commands": [
+            f"frostgrid extract {name}.toml",
+            f"frostgrid train {name}.toml --seeds {max(len(row['seeds']) for row in summary['results'])}",
+            f"frostgrid report {name}.toml",
+        ],
+        "study": as_toml({key: value for key, value in summary["study"].items() if key != "name"}),
+        "environments": list(environments.values()),
+        "tokens": [(row["encoder"], row["tokens"]) for row in summary["results"]],
+        "runs": [(row["encoder"], run) for row in summary["results"] for run in row["runs"]],
+    }
+
+
+def as_toml(tables: Mapping[str, Any]) -> str:
+    """Return a resolved study as TOML that reads back as the same study; what is None is left out."""
+    lines: list[str] = []
+    for table, values in tables.items():
+        lines.append(f"[{table}]")
+        lines += [f"{_key(key)} = {_value(value)}" for key, value in values.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    # JSON's numbers, true, false and texts are TOML's too, but for the letters that JSON need not escape
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(key: str) -> str:
+    plain = key and all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in key)
+    return key if plain else json.dumps(key, ensure_ascii=False)

@@ -1,0 +1,30 @@
+"""How sure a benchmark is: intervals, paired comparisons and ranks, from the counts of every tile and seed."""
+
+from stages.evidence.assess import Evidence, assess
+from stages.evidence.comparing import Comparison, compare_all, holm
+from stages.evidence.ranks import Rank
+from stages.evidence.resampling import (
+    FEW_CLUSTERS,
+    LEAST_RESAMPLES,
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    Resampling,
+    percentile_interval,
+)
+
+__all__ = [
+    "FEW_CLUSTERS",
+    "LEAST_RESAMPLES",
+    "LEVEL",
+    "RESAMPLES",
+    "Comparison",
+    "Evidence",
+    "Interval",
+    "Rank",
+    "Resampling",
+    "assess",
+    "compare_all",
+    "holm",
+    "percentile_interval",
+]
