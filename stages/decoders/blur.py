@@ -27,9 +27,9 @@ def blur_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of z (B, E, h + 3, w + 3) and of the bias (E,) from those of the output ``y``.
 
-    ``grad`` and ``y`` (B, E, h, w) are channels last. The bias has its sums, and its dtype, in ``wide``.
+    ``grad`` and ``y`` are (B, E, h, w), dz is channels last. The bias has its sums, and its dtype, in ``wide``.
     """
-    part = torch.ops.aten.threshold_backward(grad, y, 0)
+    part = torch.ops.aten.threshold_backward(grad, y, 0).contiguous(memory_format=torch.channels_last)
     dbias = part.sum((0, 2, 3), dtype=wide)
     if grad.is_cuda and _fused():
         from stages.decoders.blur_triton import transposed_blur

@@ -108,10 +108,8 @@ class _FastUpConv(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         taps = _transposed_taps(weight)
         for tiles in _portions(*y.shape):
-            part = grad[tiles].contiguous(memory_format=torch.channels_last)
-            dz, sums = blur_gradients(part, y[tiles], wide)
+            dz, sums = blur_gradients(grad[tiles], y[tiles], wide)
             dbias += sums
-            del part
             for axis, (outer, rim, inside) in product((2, 3), _ENDS):
                 edge = dz.select(axis, outer)
                 dz.select(axis, inside).add_(edge)

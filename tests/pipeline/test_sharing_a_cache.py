@@ -112,7 +112,7 @@ def test_results_are_reported_without_their_cache(study: Path, tmp_path: Path) -
     alone = frostgrid("report", study, "--cache", tmp_path / "none", "--runs", tmp_path / "runs", "--json")
     assert alone.exit_code == 0, alone.output
     assert json.loads(alone.stdout)["results"][0]["seeds"] == [0]
-    assert "no picture of stain" in alone.stderr
+    assert "no pictures of stain" in alone.stderr
 
 
 def test_images_that_join_later_move_no_image_to_another_side(study: Path, tmp_path: Path) -> None:
