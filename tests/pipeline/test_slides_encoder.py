@@ -1,0 +1,83 @@
+"""Slides go through the very encoder that a run was trained on, or are refused; what is cached needs none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cachekit import Home, parsed, refused
+from encoder_rows import timm_model, tiny, write_row
+from safetensors.torch import save_file
+from slides_kit import STUDY, coloured_slide
+from studykit import frostgrid, write_folder
+
+STATE = timm_model(tiny()).state_dict()
+OTHER = {name: tensor * 1.5 for name, tensor in STATE.items()}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_folder(folder / "data")
+    save_file(STATE, folder / "right.safetensors")
+    save_file(OTHER, folder / "wrong.safetensors")
+    coloured_slide(folder / "disc.tif", (400, 300), [(200.0, 150.0, 120.0)], levels=(1,))
+    row = json.dumps(write_row(folder, tiny()))
+    text = STUDY.replace('["stain"]', f"[{row}]".replace("{", "{{")).replace("epochs = 30", "epochs = 2")
+    made = Home(folder, text=text.replace("validate_every = 10", "validate_every = 2"))
+    done = made.run("run", "--weights", folder / "right.safetensors")
+    assert done.exit_code == 0, done.output
+    return made
+
+
+@pytest.fixture
+def run(home: Home) -> Path:
+    (found,) = (home.folder / "runs" / "small" / "tiny" / "linear").glob("seed-*")
+    return found
+
+
+def test_other_weights_than_those_trained_on_are_refused(home: Home, run: Path, tmp_path: Path) -> None:
+    command = ("predict", run, home.folder / "disc.tif", "--output", tmp_path, "--json")
+    assert parsed(frostgrid(*command, "--weights", home.folder / "right.safetensors"))[0]["state"] == "done"
+    done = frostgrid(*command, "--weights", home.folder / "wrong.safetensors", "--tissue", "all")
+    refused(done, "is not the encoder that the run was trained on", "wrong.safetensors", "--weights")
+
+
+def test_another_precision_is_taken_if_asked_for_and_said(home: Home, run: Path, tmp_path: Path) -> None:
+    command = ("predict", run, home.folder / "disc.tif", "--output", tmp_path, "--json")
+    done = frostgrid(*command, "--weights", home.folder / "right.safetensors", "--dtype", "bfloat16")
+    assert parsed(done)[0]["state"] == "done"
+    assert "trained on tokens in float32, these are in bfloat16" in done.stderr
+
+
+def test_cached_windows_need_no_weights_and_serve_no_other_encoder(
+    home: Home, run: Path, tmp_path: Path
+) -> None:
+    command = ("predict", run, home.folder / "disc.tif", "--cache", tmp_path / "cache", "--json")
+    right = ("--weights", home.folder / "right.safetensors")
+    (first,) = parsed(frostgrid(*command, *right, "--output", tmp_path / "a"))
+    assert first["windows"]["encoded"] > 0
+    (second,) = parsed(frostgrid(*command, "--output", tmp_path / "b"))  # nothing says where the weights are
+    assert second["windows"] == {"encoded": 0, "cached": sum(first["windows"].values())}
+    for file in ("map.ome.tif", "annotations.geojson"):
+        assert (tmp_path / "a/disc" / file).read_bytes() == (tmp_path / "b/disc" / file).read_bytes()
+    half = parsed(frostgrid(*command, *right, "--output", tmp_path / "c", "--dtype", "bfloat16"))[0]
+    assert half["windows"]["encoded"] == first["windows"]["encoded"]
+    assert len(list((tmp_path / "cache").glob("tiny-slides-*"))) == 2
+
+
+def test_tokens_are_those_of_the_run_whatever_is_the_default(home: Home, run: Path) -> None:
+    from pipeline.slide_runs import TrainedRun
+    from stages.encoders import load_encoder
+
+    trained = TrainedRun(run)
+    for name, dtype, wanted in (
+        ("right", "float32", "float32"),
+        ("right", "bfloat16", "float32"),
+        ("wrong", "float32", None),
+    ):
+        encoder = load_encoder(
+            trained.reference, tile_px=32, weights=home.folder / f"{name}.safetensors", dtype=dtype
+        )
+        assert trained.precision_of(encoder.identity) == wanted

@@ -1,0 +1,120 @@
+"""frostgrid evaluate: a run on other labelled images gives the counts that its own validation gives."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cachekit import Home, parsed, refused
+from PIL import Image
+from slides_kit import STUDY, run_of, trained
+from studykit import frostgrid, write_folder, write_study
+
+from stages.training.record import load_run
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return trained(tmp_path_factory.mktemp("learned"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_images_of_a_tiles_size_get_the_very_counts_of_the_run(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", px=32)
+    home = Home(tmp_path, text=STUDY.replace("epochs = 30", "epochs = 2").replace("= 10\nlr", "= 1\nlr"))
+    assert home.run("run").exit_code == 0
+    run = run_of(home)
+    done = frostgrid("evaluate", run, home.study, "--split", "test", "--output", tmp_path / "out", "--json")
+    told = parsed(done)
+    result = load_run(run).result
+    wanted = result.best_counts("test")
+    found = rows(tmp_path / "out" / "tiles.csv")
+    assert [row["tile"] for row in found[::2]] == list(result.test_names) and told["images"] == 2
+    counts = np.array([[int(row[name]) for name in ("intersection", "prediction", "truth")] for row in found])
+    np.testing.assert_array_equal(counts.reshape(wanted.shape), wanted)
+    theirs = [row for row in rows(tmp_path / "runs" / "small" / "results.csv") if row["split"] == "test"]
+    assert rows(tmp_path / "out" / "results.csv") == theirs
+    assert told["trained_on_these"] is False
+
+
+def test_larger_images_are_scored_whole_at_the_runs_resolution(learned: Home, tmp_path: Path) -> None:
+    write_folder(tmp_path / "other", images=3, px=150)
+    text = STUDY.format(root=tmp_path / "other").replace("image_mpp = 1.0", "image_mpp = 0.5")
+    study = write_study(tmp_path, text, "other")
+    told = parsed(frostgrid("evaluate", run_of(learned), study, "--output", tmp_path / "out", "--json"))
+    assert told["images"] == 3 and told["mean_dice"] > 0.9
+    pixels = sum(int(row["truth"]) for row in rows(tmp_path / "out" / "tiles.csv"))
+    assert pixels == 3 * 75 * 75
+    assert not told["trained_on_these"]
+
+
+def test_classes_are_matched_by_name_whatever_their_order(learned: Home, tmp_path: Path) -> None:
+    write_folder(tmp_path / "other", images=2, px=64)
+    straight = STUDY.format(root=tmp_path / "other")
+    turned = straight.replace("{ Red = [0], Green = [1] }", "{ Green = [1], Red = [0] }")
+    dice = []
+    for name, text in (("straight", straight), ("turned", turned)):
+        study = write_study(tmp_path, text, name)
+        dice.append(
+            parsed(frostgrid("evaluate", run_of(learned), study, "--output", tmp_path / name, "--json"))[
+                "dice"
+            ]
+        )
+    assert dice[0] == dice[1] and dice[0]["Red"] > 0.8
+
+
+def test_a_folder_laid_out_as_the_runs_own_data_will_do(
+    learned: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "ward", images=2, px=70)
+    monkeypatch.chdir(tmp_path)
+    done = frostgrid("evaluate", run_of(learned), tmp_path / "ward")
+    assert done.exit_code == 0 and "Red" in done.stdout and "ward (all): 2 images" in done.stdout
+    (folder,) = (tmp_path / "evaluations" / "ward").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"results.csv", "tiles.csv"}
+
+
+def test_images_that_the_run_was_trained_on_are_called_so(learned: Home, tmp_path: Path) -> None:
+    done = frostgrid("evaluate", run_of(learned), learned.study, "--output", tmp_path, "--json")
+    assert json.loads(done.stdout)["trained_on_these"] is True
+    assert "trained or selected on" in done.stderr
+
+
+def test_other_classes_are_refused_and_named(learned: Home, tmp_path: Path) -> None:
+    write_folder(tmp_path / "other", images=2)
+    study = write_study(tmp_path, STUDY.format(root=tmp_path / "other").replace("Green", "Blue"), "other")
+    done = frostgrid("evaluate", run_of(learned), study, "--output", tmp_path / "out")
+    refused(done, "Green missing", "Blue unknown to the run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_unknown_resolution_are_refused(learned: Home, tmp_path: Path) -> None:
+    write_folder(tmp_path / "other", images=2)
+    text = STUDY.format(root=tmp_path / "other").replace("image_mpp = 1.0", "scale = 1.0")
+    done = frostgrid("evaluate", run_of(learned), write_study(tmp_path, text, "other"))
+    refused(done, "2 faults", "i0.png", "image_mpp")
+
+
+def test_a_run_without_mpp_takes_data_that_gives_a_scale(home: Home, tmp_path: Path) -> None:
+    write_folder(tmp_path / "other", images=2, px=80)
+    text = STUDY.format(root=tmp_path / "other").replace("image_mpp = 1.0", "scale = 0.5")
+    study = write_study(tmp_path, text, "other")
+    parsed(frostgrid("evaluate", run_of(home), study, "--output", tmp_path / "out", "--json"))
+    assert sum(int(row["truth"]) for row in rows(tmp_path / "out" / "tiles.csv")) == 2 * 40 * 40
+
+
+def test_a_damaged_image_is_named(learned: Home, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "other", images=2)
+    (root / "images" / "i1.png").write_bytes(b"x")
+    refused(frostgrid("evaluate", run_of(learned), root, "--output", tmp_path / "out"), "i1.png")
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / "masks" / "i0.png")
+    refused(
+        frostgrid("evaluate", run_of(learned), root, "--output", tmp_path / "out"), "its image 40 × 40 px"
+    )
