@@ -143,6 +143,5 @@ def main(data_root: Path, split: Path, weights: Path, epochs: int) -> dict[str, 
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     root, split_file, weights_file = (Path(text) for text in sys.argv[1:4])
     click.echo(json.dumps(main(root, split_file, weights_file, int(sys.argv[4]))))

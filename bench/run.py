@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from bench.harness import BENCHMARKS, Setting, chosen, machine
+from bench.harness import BENCHMARKS, LIBRARIES, Setting, chosen, machine
 
 MODULES = (
     "store_reading",
@@ -21,6 +21,7 @@ MODULES = (
     "extraction",
     "sweep",
 )  # they run in this order
+SAME = ("cpu", "cores", "threads", "python", *LIBRARIES)  # what all figures of one file have in common
 _COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _TARGET = re.compile(r"(>=|<=|>|<) ?([0-9]+(?:\.[0-9]+)?)\b")
 HERE = Path(__file__).parent
@@ -60,7 +61,12 @@ def main(only: tuple[str, ...], rounds: int, small: bool, output: Path | None, f
     # Figures of tiny sizes are none, so they must not take the place of real ones.
     output = output or (setting.folder if small else HERE) / "results.json"
     results = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
-    results["machine"] = machine(setting)
+    here, before = machine(setting), results.get("machine", {})
+    if other := [name for name in SAME if name in before and before[name] != here[name]]:
+        raise click.UsageError(
+            f"{output} was measured with another {', '.join(other)}: give another --output, or remove it"
+        )
+    results["machine"] = here
     for name, function in selected:
         result = function(setting)
         reached = None if small else met(result.ratio, result.target)

@@ -57,7 +57,8 @@ def glas(setting: Setting) -> Result:
         study.write_text(_STUDY.format(root=shared, **sizes), encoding="utf-8")
         frostgrid = [str(Path(sys.executable).with_name("frostgrid"))]
         start = time.perf_counter()
-        _run([*frostgrid, "extract", str(study)], folder)
+        threads = setting.threads
+        _run([*frostgrid, "extract", str(study), "--threads", str(threads)], folder, threads)
         extracted = time.perf_counter() - start
         ours: list[dict[str, float]] = []
         plain: list[dict[str, float]] = []
@@ -66,18 +67,17 @@ def glas(setting: Setting) -> Result:
         script = [sys.executable, "-m", "bench.plain_script"]
         for number in range(1, rounds + 1):
             start = time.perf_counter()
-            _run([*frostgrid, "train", str(study), "--seeds", str(number)], folder)
+            _run([*frostgrid, "train", str(study), "--seeds", str(number)], folder, threads)
             whole = time.perf_counter() - start
             phases = _seconds(folder, number - 1)
             ours.append({**phases, "start": whole - phases["total"]})
-            said = _run(
-                [*script, str(shared / "data" / "he_glas"), str(split), str(weights), str(epochs)], folder
-            )
+            told = [str(shared / "data" / "he_glas"), str(split), str(weights), str(epochs)]
+            said = _run([*script, *told], folder, threads)
             plain.append(json.loads(said))
-    return _scaled(extracted, ours, plain, epochs, val + test)
+    return _scaled(extracted, ours, plain, epochs, val + test, threads)
 
 
-def _run(command: list[str], folder: Path) -> str:
+def _run(command: list[str], folder: Path, threads: int) -> str:
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
         command,
@@ -85,7 +85,7 @@ def _run(command: list[str], folder: Path) -> str:
         check=True,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": str(threads)},
     )
     return done.stdout
 
@@ -97,7 +97,12 @@ def _seconds(folder: Path, seed: int) -> dict[str, float]:
 
 
 def _scaled(
-    extracted: float, ours: list[dict[str, float]], plain: list[dict[str, float]], epochs: int, held_out: int
+    extracted: float,
+    ours: list[dict[str, float]],
+    plain: list[dict[str, float]],
+    epochs: int,
+    held_out: int,
+    threads: int,
 ) -> Result:
     """Multiply measured epochs and validations up to a whole sweep of each side."""
 
@@ -125,7 +130,7 @@ def _scaled(
         f"{SEEDS} seeds of {EPOCHS} epochs, a validation of {held_out} images every {VALIDATE_EVERY}: extraction with "
         f"start-up, one start of training, and epochs from the cache, against a script with the frozen encoder in the "
         f"loop, augmentation on the fly, textbook decoder, eager float32; {epochs} epochs and a validation of each "
-        f"measured {len(ours)} times in turn, and multiplied",
+        f"measured {len(ours)} times in turn, and multiplied; {threads} threads",
         "none: measured, not promised",
         {"ours_s": ours_s, "reference_s": plain_s, **parts},
     )

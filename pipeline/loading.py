@@ -20,6 +20,7 @@ from stages.tiles.plan import PlannedView
 from stages.training.data import Features, ResidentFeatures, Rows, SplitData, StreamedFeatures
 from stages.training.memory import HOST_SHARE, Residency, available_memory, choose_residency
 from store import GridReader, GridSpec, GridStore, ViewKey
+from store.durable import storage_errors
 from store.errors import DamagedGrid, MissingViews
 
 NAMED_TILES = 5  # in one message
@@ -42,7 +43,12 @@ class Shared:
         else:
             with tempfile.TemporaryFile(dir=folder) as file:
                 number = os.dup(file.fileno())
-        os.ftruncate(number, nbytes)
+        with storage_errors(folder or Path("memory")):
+            # Reserved now: writing to a hole for which there is no space ends the process without a word.
+            if hasattr(os, "posix_fallocate") and nbytes:
+                os.posix_fallocate(number, 0, nbytes)
+            else:
+                os.ftruncate(number, nbytes)
         self._open(number, shape, dtype)
 
     def _open(self, number: int, shape: tuple[int, ...], dtype: str) -> None:
@@ -109,12 +115,21 @@ class Room:
 
 
 def room_for(
-    spec: GridSpec, mask_spec: GridSpec, views: int, device: torch.device, limit: int | None
+    spec: GridSpec,
+    mask_spec: GridSpec,
+    views: int,
+    device: torch.device,
+    limit: int | None,
+    *,
+    shared: bool = False,
 ) -> Room:
-    """Return what of ``views`` token grids and masks can stay in memory; ``limit`` bytes are all that may be used."""
+    """Return what of ``views`` token grids and masks can stay in memory; ``limit`` bytes are all that may be used.
+
+    What is ``shared`` with other processes lies in host memory, even if each takes it on to a GPU.
+    """
     grids, masks = views * spec.stored_nbytes, views * mask_spec.stored_nbytes
     available = available_memory() if limit is None else min(limit, available_memory())
-    residency = choose_residency(grids, device)
+    residency = choose_residency(grids, torch.device("cpu") if shared else device)
     if residency == "host" and grids > HOST_SHARE * available:
         residency = "stream"
     in_memory = masks <= MASK_SHARE * available
@@ -143,7 +158,7 @@ def load(
     reader = complete(tokens, planned, keys, encoder)
     mask_reader = complete(masks, planned, mask_keys, encoder)
     spec = reader.spec
-    room = room_for(spec, mask_reader.spec, len(keys), device, limit)
+    room = room_for(spec, mask_reader.spec, len(keys), device, limit, shared=shared)
     grids: Features | Shared | None = None
     if shared and room.residency != "stream":
         grids = Shared((len(keys), *spec.stored_shape), spec.stored_dtype)

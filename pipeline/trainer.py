@@ -22,6 +22,7 @@ from stages.training.memory import keep_large_blocks
 from stages.training.run import EpochReport
 from store.errors import FrostgridError, InputError, StorageError
 
+STREAMED_BATCHES = 3  # of token grids that wait to be trained on
 PROCESS_BYTES = 400 << 20  # what a process takes that has loaded torch and trains nothing yet
 _REMEDY = "Nothing was trained. Correct these and run the same command again."
 
@@ -85,9 +86,9 @@ def train_jobs(
     where = None if processes is None else places(processes, device)
     outcome = Outcome(sum(len(job.seeds) for job in jobs), [[] for _ in jobs], [[] for _ in jobs])
     groups = _missing(jobs, talk)
-    if memory is not None:
+    if memory is not None and device.type == "cpu":  # a GPU has its own memory, and a step of its own size
         for group in groups:
-            group.at_once = _pieces(group, jobs, device, memory, processes or 1)
+            group.at_once = _pieces(group, jobs, device, memory, processes)
     number = sum(len(group.runs) for group in groups)
     if not number:
         return outcome
@@ -132,12 +133,16 @@ def _missing(jobs: Sequence[Job], talk: Talk) -> list[_Group]:
 
 
 def _pieces(
-    group: _Group, jobs: Sequence[Job], device: torch.device, memory: int, processes: int
+    group: _Group, jobs: Sequence[Job], device: torch.device, memory: int, processes: int | None
 ) -> dict[int, int]:
     """Return how many tiles at a time each job of a group can take; raises :class:`InputError` where not even one."""
     first = jobs[group.runs[0][0]]
-    room = room_for(first.tokens.spec, first.masks.spec, len(group.planned), device, memory)
-    left = (memory - room.nbytes) // processes - PROCESS_BYTES
+    spec, shared = first.tokens.spec, processes is not None
+    room = room_for(spec, first.masks.spec, len(group.planned), device, memory, shared=shared)
+    others = PROCESS_BYTES if shared else 0  # this process, which trains nothing itself then
+    left = (memory - room.nbytes - others) // (processes or 1) - PROCESS_BYTES
+    if room.residency == "stream":
+        left -= STREAMED_BATCHES * max(job.settings.batch for job in jobs) * spec.stored_nbytes
     found: dict[int, int] = {}
     faults: list[InputError] = []
     for position in dict.fromkeys(position for position, _ in group.runs):

@@ -69,7 +69,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             "Some classes are on so few test images that hardly any resample has them all: there are no intervals."
         )
     if clusters == 1:
-        one = "image" if evidence["unit"] == "images" else "patient"
+        one = evidence["unit"].removesuffix("s")
         found.append(
             f"All test tiles are of one {one}: there are no intervals, and no encoder can be compared with another."
         )

@@ -80,12 +80,13 @@ def write_summary(workspace: Workspace, summary: Mapping[str, Any]) -> None:
 
 
 def clusters_of(tiles: Sequence[Tile]) -> tuple[list[str], str]:
-    """Return what each tile is resampled with, and the word for it: its patient where all are known, else its image."""
-    if all(tile.record.patient is not None for tile in tiles):
-        named = [str(tile.record.patient) for tile in tiles]
-        if len(set(named)) < len({tile.record.id for tile in tiles}):
-            return named, "patients"
-    return [tile.record.id for tile in tiles], "images"
+    """Return what each tile is resampled with, and the word for it: its patient where it is known, else its image."""
+    images = [f"image {tile.record.id}" for tile in tiles]
+    patients = [tile.record.patient for tile in tiles]
+    named = [image if who is None else f"patient {who}" for image, who in zip(images, patients, strict=True)]
+    if len(set(named)) == len(set(images)):
+        return images, "images"
+    return named, "groups" if None in patients else "patients"
 
 
 def _counts(result: Result) -> Counts:

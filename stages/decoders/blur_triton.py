@@ -6,6 +6,7 @@ their own. The kernels need nothing of the device but loads and stores, and run 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def _blur_kernel(
             total += value.to(total.dtype) * (_tap(p) * _tap(q))
     if rectify:
         total += tl.load(bias + channel, mask=channel < channels, other=0.0).to(total.dtype)[None, :]
-        total = tl.maximum(total, 0.0)
+        total = tl.where(total < 0, 0.0, total)  # what is no number stays so
     to = line * width + column
     tl.store(
         result + to[:, None] * channels + channel[None, :],
@@ -87,17 +88,19 @@ def _run(
         else out
     )
     grid = (batch * height, triton.cdiv(width, _COLUMNS), triton.cdiv(channels, _CHANNELS))
-    _blur_kernel[grid](
-        source,
-        bias,
-        result,
-        height,
-        width,
-        channels,
-        offset=offset,
-        rectify=rectify,
-        double=source.dtype == torch.float64,
-        COLUMNS=_COLUMNS,
-        CHANNELS=_CHANNELS,
-    )
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device(source.device) if source.is_cuda else nullcontext():
+        _blur_kernel[grid](
+            source,
+            bias,
+            result,
+            height,
+            width,
+            channels,
+            offset=offset,
+            rectify=rectify,
+            double=source.dtype == torch.float64,
+            COLUMNS=_COLUMNS,
+            CHANNELS=_CHANNELS,
+        )
     return result

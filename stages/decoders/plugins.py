@@ -135,6 +135,11 @@ def _faults(module: object) -> list[str]:
         for name, part in module.named_modules()
         if isinstance(part, nn.modules.dropout._DropoutNd | nn.RReLU)
     ]
+    wrong += [
+        f"{name} ({type(part).__name__}) mixes the tiles of a batch, which is worked on in pieces where memory is short"
+        for name, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
     return wrong
 
 

@@ -13,6 +13,8 @@ from scipy import stats
 from stages.evidence.resampling import LEAST_RESAMPLES, LEVEL, Interval
 from stages.metrics import Floats
 
+_ROUNDING = 1e-12  # of sums of a few Dice
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -52,8 +54,8 @@ def compare(
     error = float(paired.std(ddof=1)) * math.sqrt(clusters / (clusters - 1))
     reach = float(stats.t.ppf((1 + level) / 2, clusters - 1)) * error
     interval = Interval(difference - reach, difference + reach)
-    if error == 0:
-        return difference, interval, 1.0 if difference == 0 else 0.0
+    if error <= _ROUNDING:  # the clusters say the same to the last digit: there is no spread to judge by
+        return (difference, interval, 1.0) if abs(difference) <= _ROUNDING else (difference, None, None)
     return difference, interval, float(2 * stats.t.sf(abs(difference) / error, clusters - 1))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from stages.decoders import Geometry, build_decoder, set_upconv_mode
 from stages.training.settings import TrainSettings
+from stages.training.step import autocast
 
 
 def trained_decoder(
@@ -34,10 +35,11 @@ def predict(
 ) -> NDArray[np.uint8]:
     """Return the most likely class of every pixel, (N, target_px, target_px) uint8, from tokens (N, d, h, w).
 
-    ``weights``: see :func:`trained_decoder`. One tile at a time, on the device of ``tokens``, in float32.
+    ``weights``: see :func:`trained_decoder`. One tile at a time, on the device of ``tokens``, in the precision of the
+    settings.
     """
     decoder = trained_decoder(settings, geometry, weights, tokens.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(settings.precision, tokens.device):
         labels = [decoder(tile[None].float()).argmax(dim=1).to(torch.uint8) for tile in tokens]
     return np.asarray(torch.cat(labels).cpu().numpy())
 

@@ -125,6 +125,7 @@ def train_run(
     losses, lrs, validated, val_confusions, test_confusions = [], [], [], [], []
     best, best_epoch, weights = -1.0, 0, dict[str, torch.Tensor]()
 
+    untouched = _random_states(device)
     for epoch in range(settings.epochs):
         mark = time.perf_counter()
         order = epoch_order(seed, epoch, len(train))
@@ -137,10 +138,12 @@ def train_run(
         with _reproducible(device):
             loss = _train_epoch(decoder, optimiser, settings, train, chosen, rates, device, at_once)
         if not np.isfinite(loss):
-            raise Diverged(
-                f"the loss of {settings.decoder} on {encoder} is {loss} in epoch {epoch + 1} of seed {seed}",
-                where="train",
-                remedy=f"Lower lr (it is {settings.lr}).",
+            raise _diverged(settings, encoder, "the loss", str(loss), epoch + 1, seed)
+        if epoch == 0 and not all(map(torch.equal, untouched, _random_states(device))):
+            raise InputError(
+                f"the decoder {settings.decoder} draws random numbers in training, which no seed fixes",
+                where="train.decoder",
+                remedy="Take dropout and the like out of it: the same seed must give the same weights.",
             )
         losses.append(loss)
         lrs.append(rates[0])
@@ -148,10 +151,13 @@ def train_run(
 
         dice = None
         if settings.validates_after(epoch + 1):
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in decoder.parameters()):
+                raise _diverged(settings, encoder, "the weights", "not finite", epoch + 1, seed)
             mark = time.perf_counter()
             validated.append(epoch + 1)
-            val_confusions.append(evaluate(decoder, settings, val, len(classes), device, at_once))
-            test_confusions.append(evaluate(decoder, settings, test, len(classes), device, at_once))
+            with _reproducible(device):
+                val_confusions.append(evaluate(decoder, settings, val, len(classes), device, at_once))
+                test_confusions.append(evaluate(decoder, settings, test, len(classes), device, at_once))
             counted = counts_of(val_confusions[-1])
             dice = pooled_dice(counted)
             if not weights or mean_dice(counted) > best:
@@ -175,6 +181,23 @@ def train_run(
         weights=weights,
         parameters=sum(p.numel() for p in decoder.parameters()),
         seconds={**seconds, "total": time.perf_counter() - started},
+    )
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of torch's global generators that a decoder on ``device`` could draw from."""
+    states = [torch.random.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _diverged(
+    settings: TrainSettings, encoder: str, what: str, value: str, epoch: int, seed: int
+) -> Diverged:
+    verb = "is" if what == "the loss" else "are"
+    return Diverged(
+        f"{what} of {settings.decoder} on {encoder} {verb} {value} in epoch {epoch} of seed {seed}",
+        where="train",
+        remedy=f"Lower lr (it is {settings.lr}).",
     )
 
 

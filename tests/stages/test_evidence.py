@@ -131,7 +131,8 @@ def test_pairing_finds_a_small_steady_difference_between_hard_and_easy_images() 
     ease = rng.uniform(0.3, 0.95, (1, 10, 1))
     truth = np.full((1, 10, 2), 10_000)
     made = {}
-    for name, plus in (("a", 0.02), ("b", 0.0)):
+    steady = rng.normal(0.02, 0.002, (1, 10, 1))
+    for name, plus in (("a", steady), ("b", 0.0)):
         right = ((ease + plus) * truth).astype(np.int64)
         made[name] = np.stack([right, truth, truth], axis=-1)
     found = assess(made, images())
@@ -220,3 +221,14 @@ def test_small_words() -> None:
 def test_tiles_without_a_cluster_are_refused() -> None:
     with pytest.raises(InputError, match="3 clusters were given for 10 tiles"):
         assess({"a": counts(1)}, images(3))
+
+
+def test_differences_without_any_spread_give_no_p_value() -> None:
+    truth = np.full((1, 8, 2), 10_000)
+    made = {
+        name: np.stack([np.full_like(truth, right), truth, truth], axis=-1)
+        for name, right in (("a", 9_000), ("b", 8_000), ("c", 8_000))
+    }
+    by_pair = {(found.a, found.b): found for found in assess(made, images(8)).comparisons}
+    assert by_pair["a", "b"].p is None and not by_pair["a", "b"].told_apart
+    assert by_pair["b", "c"].p == 1.0

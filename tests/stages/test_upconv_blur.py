@@ -38,6 +38,8 @@ for dtype, (near, sizes) in kinds.items():
         pairing = (blur_triton.transposed_blur(grad.double()) * z.double()).sum()
         blurred = blur.rectified_blur(z.double(), torch.full_like(bias, 100.0).double()) - 100
         torch.testing.assert_close((grad.double() * blurred).sum(), pairing)
+z = torch.full((1, 2, 4, 4), float("nan")).contiguous(memory_format=last)
+assert blur_triton.rectified_blur(z, torch.zeros(2)).isnan().all()
 print("kernels agree")
 """
 
