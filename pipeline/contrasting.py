@@ -100,12 +100,28 @@ def _pairs(a: Mapping[str, Result], b: Mapping[str, Result]) -> list[tuple[Resul
     return same
 
 
+# What the masks that Dice are measured against depend on, and the images of the demo tissue, beside kind and root.
+TRUTH = (
+    *("classes", "ignore", "unlabelled", "draw_order"),
+    *("images", "masks", "mask_suffix", "size_px", "seed"),
+)
+
+
 def _common(a: Workspace, b: Workspace) -> tuple[list[str], str | None]:
-    """Return the ids of the test images of both studies, or why their Dice cannot be compared image by image."""
+    """Return the ids of the test images of both studies, or why their Dice cannot be compared image by image.
+
+    Where both read the same folder, what they read has to be the same by :data:`TRUTH`; of different folders, the
+    tiles themselves, images and masks.
+    """
     if a.dataset.classes != b.dataset.classes:
         return [], "their classes differ, and so does what a mean Dice is the mean of"
-    keys = [{tile.record.id: tile.key for tile in work.tiles["test"]} for work in (a, b)]
-    same_data = (a.study.data.kind, a.study.data.root) == (b.study.data.kind, b.study.data.root)
+    one, other = a.study.data, b.study.data
+    same_data = (one.kind, one.root) == (other.kind, other.root)
+    if same_data and (unlike := [name for name in TRUTH if getattr(one, name) != getattr(other, name)]):
+        fields = " and ".join(f"data.{name}" for name in unlike)
+        verb = "differ" if unlike[1:] else "differs"
+        return [], f"{fields} {verb}, and so may the images or the masks that their Dice are measured against"
+    keys = [{tile.record.id: tile.mask_key for tile in work.tiles["test"]} for work in (a, b)]
     common = [id for id in keys[0] if id in keys[1] and (same_data or keys[0][id] == keys[1][id])]
     return (common, None) if common else ([], "they have no test image in common")
 

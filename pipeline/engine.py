@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from pipeline.choosing import UnclearCache
 from pipeline.console import Talk, bytes_text
 from pipeline.job import Job, settings_of
 from pipeline.naming import is_url
+from pipeline.recorded import recorded_runs
 from pipeline.study import Study
 from pipeline.trainer import train_jobs
 from pipeline.whose import refuse_borrowed, weights_text
@@ -80,13 +80,22 @@ def chosen_encoders(study: Study, asked: Sequence[str], weights: Path | None) ->
     return names
 
 
+def given_weights(work: Workspace, asked: Sequence[str], weights: Path | None) -> Workspace:
+    """Return ``work`` in which ``weights`` go before the study's for the encoder asked for, or its only one.
+
+    Raises as :func:`chosen_encoders`.
+    """
+    names = chosen_encoders(work.study, asked, weights)
+    if weights is None:
+        return work
+    given = copy(work)  # with everything that is known already
+    given.weights = dict.fromkeys(names, weights)
+    return given
+
+
 def trained_encoders(work: Workspace) -> list[str]:
     """Return the references of all encoders that have a run in the study's results, whatever its settings."""
-    found: dict[str, None] = {}
-    for path in sorted(work.results.glob("*/*/seed-*/run.json")):
-        with suppress(OSError, ValueError, KeyError):  # a damaged run is named when it is asked for
-            found[json.loads(path.read_bytes())["identity"]["encoder"]] = None
-    return list(found)
+    return list(dict.fromkeys(run.encoder for run in recorded_runs(work)))
 
 
 def extract_all(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.choosing import UnclearCache
 from pipeline.loading import Selection
-from pipeline.runs import RunTask
+from pipeline.runs import RunTask, same_run
 from pipeline.study import Study
 from pipeline.workspace import Workspace, slug_of
 from stages.cost import decoder_step_flop
@@ -195,12 +195,12 @@ class Job:
         """Return the finished run of ``seed`` of the study as it is now, if there is one.
 
         Where the feature cache is not at hand, a run made from a cache that fits is as good. Raises
-        :class:`store.errors.VerificationError` naming the file when it is damaged, :class:`UnclearCache` when runs of
-        several caches fit.
+        :class:`store.errors.VerificationError` naming the file when it is damaged, or the folder when it holds the run
+        of other inputs; :class:`UnclearCache` when runs of several caches fit.
         """
         if self.cached:
             folder = self.run_folder(seed)
-            return load_run(folder) if folder.is_dir() else None
+            return same_run(load_run(folder), self.identity(seed)) if folder.is_dir() else None
         wanted = json.loads(canonical_json(self._settled(seed)))
         runs = [load_run(folder) for folder in sorted(self.folder.glob(f"seed-{seed:03d}-*"))]
         fits = [run for run in runs if {name: run.identity.get(name) for name in wanted} == wanted]
@@ -231,7 +231,6 @@ class Job:
             selection=selection,
             folder=self.run_folder(seed),
             identity={**self.identity(seed), "study": self.work.study.resolved(), "encoder": self.reference},
-            cost=self.cost,
         )
 
     @cached_property

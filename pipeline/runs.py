@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,37 @@ import torch
 from pipeline.loading import Loaded, Selection
 from stages.decoders import Geometry
 from stages.training.data import Features
-from stages.training.record import environment, load_run, write_run
+from stages.training.record import StoredRun, environment, load_run, write_run
 from stages.training.run import EpochReport, train_run
 from stages.training.settings import TrainSettings
-from store.errors import FrostgridError, InputError
+from store.errors import FrostgridError, InputError, VerificationError
+from store.identity import canonical_json, differences
+
+TOLD = ("study", "encoder")  # what a run says of itself for people, and does not depend on
+
+
+def same_run(run: StoredRun, identity: Mapping[str, Any]) -> StoredRun:
+    """Return ``run``, which has to be of this ``identity``: a folder's name holds only the first digits of one.
+
+    Raises :class:`VerificationError` naming the folder and every field that differs.
+    """
+    wanted = json.loads(canonical_json(identity))
+    stored = {name: run.identity.get(name) for name in wanted}
+    if fields := [one.field for one in differences(stored, wanted)]:
+        raise VerificationError(
+            f"The run is of other inputs than its folder's name says: {', '.join(fields)}",
+            where=run.folder,
+            remedy="Remove it to train again.",
+        )
+    return run
 
 
 @dataclass(frozen=True)
 class RunTask:
     """A run that is to be trained, and the folder that it is to leave.
 
-    ``title`` is what people call it, ``cost`` how much work an epoch of it is, in any unit. ``selection`` says which of
-    the views that were loaded are its data; ``at_once`` and the rest as for :func:`stages.training.run.train_run`.
+    ``title`` is what people call it. ``selection`` says which of the views that were loaded are its data; ``at_once``
+    and the rest as for :func:`stages.training.run.train_run`.
     """
 
     title: str
@@ -35,7 +55,6 @@ class RunTask:
     selection: Selection
     folder: Path
     identity: Mapping[str, Any]
-    cost: float
     at_once: int | None = None
 
     def perform(
@@ -45,7 +64,10 @@ class RunTask:
         device: torch.device,
         on_epoch: Callable[[EpochReport], None],
     ) -> None:
-        """Train the run and write its folder. Raises as ``train_run`` and ``write_run`` do."""
+        """Train the run and write its folder, or keep what another process wrote there of the same run meanwhile.
+
+        Raises as ``train_run``, ``write_run`` and :func:`same_run` do.
+        """
         data = loaded.splits(features, self.selection)
         result = train_run(
             self.settings,
@@ -66,7 +88,8 @@ class RunTask:
         except InputError:
             if not self.folder.is_dir():
                 raise
-            load_run(self.folder)  # another process trained the same run meanwhile: same inputs, same result
+            decisive = {name: value for name, value in self.identity.items() if name not in TOLD}
+            same_run(load_run(self.folder), decisive)  # same inputs, same result
 
 
 @dataclass(frozen=True)

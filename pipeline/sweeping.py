@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine import chosen_encoders
 from pipeline.job import Job, settings_of
+from pipeline.recorded import recorded_runs
 from pipeline.study import Study, validated
 from pipeline.varying import Varied
 from pipeline.workspace import Workspace
@@ -32,8 +32,7 @@ class Variant:
     """The finished runs of one encoder under one combination of what was varied on a study, one run a seed.
 
     ``factors``: everything in which the study's variants differ from each other (``train.lr``, ``train.views``, …), as
-    text; "" where it does not apply. ``dice`` (seeds,) is the mean test Dice of each run (NaN where no class was met),
-    ``tiles`` the names of the test tiles.
+    text; "" where it does not apply. ``dice`` (seeds,) is the mean test Dice of each run (NaN where no class was met).
     """
 
     job: Job
@@ -68,11 +67,6 @@ class Variant:
     def counts(self, split: Literal["val", "test"]) -> NDArray[np.int64]:
         """Return the counts (seeds, tiles, C, 3) of ``split``; see :mod:`stages.metrics`."""
         return np.stack([run.result.best_counts(split) for run in self.runs.values()])
-
-    def tiles(self, split: Literal["val", "test"]) -> tuple[str, ...]:
-        """Return the names of the tiles of ``split``."""
-        result = next(iter(self.runs.values())).result
-        return result.val_names if split == "val" else result.test_names
 
 
 def combinations(
@@ -114,6 +108,18 @@ def combinations(
     ]
 
 
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Raise :class:`store.errors.InputErrors` with everything that keeps jobs from being trained, before any is."""
+    faults: dict[str, InputError] = {}
+    for job in jobs:
+        try:
+            job.check()
+        except InputError as error:
+            for fault in flatten(error):
+                faults.setdefault(str(fault), fault)
+    raise_all(list(faults.values()), "Nothing was trained. Correct these values.")
+
+
 def _changed(study: Study, changes: Sequence[Mapping[str, Any]], said: Mapping[str, str]) -> Study:
     where = ", ".join(f"{name} = {text}" for name, text in said.items())
     table: dict[str, Any] = study.resolved()
@@ -121,9 +127,10 @@ def _changed(study: Study, changes: Sequence[Mapping[str, Any]], said: Mapping[s
         *sections, field = key.split(".")
         target = table
         for section in sections:
-            target = target.get(section, {}) if isinstance(target, dict) else {}
-        if not isinstance(target, dict):
-            raise InputError(f"Unknown key '{key}'", where=where, remedy="Vary a key of [train].")
+            inner = target.get(section)
+            if not isinstance(inner, dict):
+                raise InputError(f"Unknown key '{key}'", where=where, remedy="Vary a key of [train].")
+            target = inner
         target[field] = deepcopy(value)
     changed = validated(table, where)
     settings_of(changed)
@@ -140,36 +147,40 @@ def _settled(study: Study) -> dict[str, Any]:
     }
 
 
-def variants(work: Workspace) -> list[Variant]:
+def variants(work: Workspace, seeds: int | None = None) -> list[Variant]:
     """Return every combination that was ever trained on the study as its data, split and views are now.
+
+    With ``seeds``, only runs of the seeds 0 … ``seeds`` − 1 are looked at.
 
     Found by what the runs in the study's results say of themselves; those of other tiles or masks are left out. In the
     order of encoder, decoder and factors. Raises :class:`store.errors.VerificationError` for a damaged run.
     """
     found: dict[bytes, tuple[str, Study, set[int]]] = {}
-    for reference, seed, recorded in _recorded(work):
+    for run in recorded_runs(work):
+        if seeds is not None and run.seed >= seeds:
+            continue
         with suppress(InputError):  # of another version, whose settings there are no more
             study = validated(
                 {
                     **work.study.resolved(),
-                    "train": {**recorded["train"], "seeds": work.study.train.seeds},
-                    "cache": {**work.study.resolved()["cache"], "encoding": recorded["cache"]["encoding"]},
+                    "train": {**run.train, "seeds": work.study.train.seeds},
+                    "cache": {**work.study.resolved()["cache"], "encoding": run.encoding},
                 },
                 work.results,
             )
-            key = canonical_json([canonical_name(reference), _settled(study)])
-            found.setdefault(key, (reference, study, set()))[2].add(seed)
+            key = canonical_json([canonical_name(run.encoder), _settled(study)])
+            found.setdefault(key, (run.encoder, study, set()))[2].add(run.seed)
     kept = []
-    for reference, study, seeds in found.values():
+    for reference, study, trained in found.values():
         name = canonical_name(reference)
-        job = Job(work.of(study), name, reference, tuple(sorted(seeds)), work.weights_of(name))
+        job = Job(work.of(study), name, reference, tuple(sorted(trained)), work.weights_of(name))
         try:
             job.tiles  # noqa: B018
         except InputError:  # trained on more tiles than the split has now
             continue
-        runs = {seed: run for seed in job.seeds if (run := job.finished(seed)) is not None}
+        runs = {seed: stored for seed in job.seeds if (stored := job.finished(seed)) is not None}
         if runs:
-            kept.append((job, {seed: _without_weights(run) for seed, run in runs.items()}))
+            kept.append((job, {seed: _without_weights(stored) for seed, stored in runs.items()}))
     flat = [_factors(job) for job, _ in kept]
     names = sorted({name for factors in flat for name in factors})
     differing = [name for name in names if len({factors.get(name, "") for factors in flat}) > 1]
@@ -180,17 +191,6 @@ def variants(work: Workspace) -> list[Variant]:
     return sorted(
         made, key=lambda one: (one.encoder, one.decoder, [_natural(v) for v in one.factors.values()])
     )
-
-
-def _recorded(work: Workspace) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    for path in sorted(work.results.glob("*/*/seed-*/run.json")):
-        with suppress(
-            OSError, ValueError, KeyError, TypeError
-        ):  # a damaged run is named when it is asked for
-            document = json.loads(path.read_bytes())
-            identity = document["identity"]
-            recorded = {part: dict(identity["study"][part]) for part in ("train", "cache")}
-            yield str(identity["encoder"]), int(document["seed"]), recorded
 
 
 def _without_weights(run: StoredRun) -> StoredRun:

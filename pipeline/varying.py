@@ -44,6 +44,12 @@ def parse_setting(text: str) -> Varied:
             where=f"--set {text}",
             remedy="Write KEY=V1,V2.",
         )
+    if not all(part.strip() for part in key.split(".")):
+        raise InputError(
+            f"A part of the key '{key}' is empty",
+            where=f"--set {text}",
+            remedy="Write it with one dot between its parts, as in train.lr.",
+        )
     if key == "train.seeds":
         raise InputError("Seeds are not varied but repeated", where=f"--set {text}", remedy="Give --seeds N.")
     if key in ("train.decoder", "train.decoder_options"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ class Workspace:
 
     ``cache``: folder of the stores; ``runs``: folder of results; ``dtype``: the precision in which encoders are run and
     whose caches are meant, "auto" for whichever there is; ``origin``: the place elsewhere whose caches ``cache`` holds
-    copies of, where the study's ``cache.root`` is a URL.
+    copies of, where the study's ``cache.root`` is a URL; ``weights``: by canonical name, those given for this command,
+    before the study's. ``base``: the workspace that this one was made from by :meth:`of`.
     """
 
     study: Study
@@ -112,6 +113,8 @@ class Workspace:
     threads: int
     dtype: AskedDtype = "auto"
     origin: Place | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    base: Workspace | None = field(default=None, repr=False)
 
     @property
     def results(self) -> Path:
@@ -122,6 +125,7 @@ class Workspace:
         """Return this workspace for a ``study`` that differs in training and encoding only, sharing what is known."""
         other = copy(self)
         other.study = study
+        other.base = self.base or self
         return other
 
     @cached_property
@@ -218,6 +222,8 @@ class Workspace:
 
     @cached_property
     def _training_order(self) -> tuple[list[int], int]:
+        if self.base is not None:  # every mask is read for it, once for all that are trained on the same data
+            return self.base._training_order
         tiles, source = self.tiles["train"], ViewSource(self.dataset, self.recipe, memory=0)
         classes = len(self.dataset.classes)
         masks = (source.pixels_and_mask(PlannedView(tile, 0))[1] for tile in tiles)
@@ -285,8 +291,8 @@ class Workspace:
         return Backbones(self.study)
 
     def weights_of(self, encoder: str) -> Path | None:
-        """Return the weights that the study names for a canonical name; see :meth:`Backbones.weights_of`."""
-        return self.backbones.weights_of(encoder)
+        """Return the weights given for a canonical name, else the study's; see :meth:`Backbones.weights_of`."""
+        return self.weights.get(encoder) or self.backbones.weights_of(encoder)
 
     def tokens_store(self, encoder: Encoder, *, create: bool) -> GridStore:
         """The feature cache of a loaded encoder over the study's views."""

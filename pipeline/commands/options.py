@@ -161,7 +161,11 @@ def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     unit = units.get((match[2] or "B").upper()) if match else None
     if match is None or unit is None:
         raise click.BadParameter(f"{value!r} is no amount of memory, such as 4GiB or 500MB.", ctx, param)
-    return int(float(match[1]) * unit)
+    if (amount := int(float(match[1]) * unit)) < 1:
+        raise click.BadParameter(
+            f"{value!r} is not even a byte: give what there is to use, such as 4GiB.", ctx, param
+        )
+    return amount
 
 
 memory_option = click.option(

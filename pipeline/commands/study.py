@@ -90,6 +90,12 @@ def train(
 
 
 @click.command()
+@click.option(
+    "--encoder",
+    metavar="NAME",
+    help="The encoder whose weights --weights are. [default: the study's only one]",
+)
+@weights_option
 @seeds_option
 @cached_dtype_option
 @json_option
@@ -97,11 +103,22 @@ def train(
 def report(
     workspace: Workspace,
     talk: Talk,
+    encoder: str | None,
+    weights: Path | None,
     seeds: int | None,
     as_json: bool,
 ) -> None:
     """Print the table of Dice; write report.html, tables/, results.csv, tiles.csv and summary.json to runs/<study>/."""
-    _report(workspace, seeds, as_json, talk)
+    from pipeline.engine import given_weights
+
+    if encoder is not None and weights is None:
+        raise InputError(
+            "A report is of all encoders, and --encoder says whose weights --weights are",
+            where=f"--encoder {encoder}",
+            remedy="Give --weights too, or leave it out.",
+        )
+    encoders = [] if encoder is None else [encoder]
+    _report(given_weights(workspace, encoders, weights), seeds, as_json, talk)
 
 
 @click.command()
@@ -136,6 +153,7 @@ def run(
     engine.extract_all(
         workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
     )
+    weighted = engine.given_weights(workspace, encoders, weights)
     try:
         engine.train_all(
             workspace,
@@ -149,9 +167,9 @@ def run(
         )
     except RunsFailed:
         with suppress(InputError):  # the others are worth a report, if there are any
-            _report(workspace, seeds, as_json, talk)
+            _report(weighted, seeds, as_json, talk)
         raise
-    _report(workspace, seeds, as_json, talk)
+    _report(weighted, seeds, as_json, talk)
 
 
 def _report(workspace: Workspace, seeds: int | None, as_json: bool, talk: Talk) -> None:

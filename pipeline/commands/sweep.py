@@ -20,7 +20,7 @@ from pipeline.commands.options import (
     works_on_study,
 )
 from pipeline.console import Talk, print_json, print_table
-from store.errors import VerificationError
+from store.errors import FrostgridError
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -72,29 +72,34 @@ def sweep(
     interrupted sweep goes on. Writes runs/<study>/sweep.csv.
     """
     from pipeline import sweep_results
-    from pipeline.engine import chosen_device
-    from pipeline.sweeping import combinations
+    from pipeline.engine import chosen_device, given_weights
+    from pipeline.sweeping import check_jobs, combinations
     from pipeline.trainer import train_jobs
     from pipeline.varying import parse_decoders, parse_setting
 
     target = chosen_device(device)
     varied = [*parse_decoders(decoders, workspace.study), *map(parse_setting, settings)]
     jobs = combinations(workspace, encoders, varied, seeds, weights)
-    outcome, damaged = None, None
-    if not dry_run:
+    workspace = given_weights(workspace, encoders, weights)
+    outcome, unwritten = None, None
+    if dry_run:
+        check_jobs(jobs)
+    else:
         workspace.keep_split()
         outcome = train_jobs(jobs, talk, target, processes=parallel, memory=memory)
         try:
             if path := sweep_results.write_csv(workspace):
                 talk.say(f"wrote {path}")
-        except VerificationError as error:
-            damaged = error  # of another sweep, perhaps: what this one found is shown in any case
+        except FrostgridError as error:
+            unwritten = error  # for a run of another sweep, perhaps: what this one found is shown in any case
     found = sweep_results.summary(workspace, jobs, outcome)
     if as_json:
         print_json(found)
     else:
         print_table(sweep_results.table(found))
     if outcome is not None:
+        if unwritten is not None and (outcome.failures or outcome.unread):
+            click.echo(f"{sweep_results.CSV} was not written: {unwritten}", err=True)
         outcome.raise_failures(workspace.results)
-    if damaged is not None:
-        raise damaged
+    if unwritten is not None:
+        raise unwritten

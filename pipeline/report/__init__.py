@@ -28,7 +28,7 @@ def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str
     said, there and here. Raises :class:`store.errors.InputError` when there is no finished run at all.
     """
     found = collect(workspace, seeds)
-    varied, faults = swept(workspace, found)
+    varied, faults = swept(workspace, found, seeds)
     summary = summarise(workspace, found, varied)
     summary["notes"] += faults
     write_results(workspace, found)

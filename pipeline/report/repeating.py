@@ -18,10 +18,11 @@ def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
         for one in row["environments"]:
             environments[json.dumps(one, sort_keys=True)] = one
     name = summary["study"]["name"]
+    seeds = 1 + max(max(row["seeds"]) for row in summary["results"])  # some in between may be missing
     return {
         "commands": [
             f"frostgrid extract {name}.toml",
-            f"frostgrid train {name}.toml --seeds {max(len(row['seeds']) for row in summary['results'])}",
+            f"frostgrid train {name}.toml --seeds {seeds}",
             f"frostgrid report {name}.toml",
         ],
         "study": as_toml({key: value for key, value in summary["study"].items() if key != "name"}),

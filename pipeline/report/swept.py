@@ -16,18 +16,21 @@ from store.errors import VerificationError
 DECODER, OPTIONS = "decoder", "train.decoder_options."
 
 
-def swept(workspace: Workspace, results: Sequence[Result]) -> tuple[list[Ablated], list[str]]:
+def swept(
+    workspace: Workspace, results: Sequence[Result], seeds: int | None = None
+) -> tuple[list[Ablated], list[str]]:
     """Return every factor that was varied with its values, and a sentence where a damaged run forbids it.
 
     A factor's values stand beside one another where all else is the same. ``results``: the study's own runs, from
-    which everything that a line has in common with the study is known and not said.
+    which everything that a line has in common with the study is known and not said. ``seeds`` as for
+    :func:`pipeline.report.results.collect`; None for all that were trained.
     """
     own = {run.folder for result in results for run in result.runs.values()}
     damaged = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
     if {path.parent for path in workspace.results.glob("*/*/seed-*/run.json")} <= own | damaged:
         return [], []
     try:
-        found = variants(workspace)
+        found = variants(workspace, seeds)
     except VerificationError as error:
         return [], [f"No ablations are shown, as one of the runs is damaged: {error}"]
     base = next((one for one in found if any(run.folder in own for run in one.runs.values())), None)

@@ -99,6 +99,18 @@ def test_other_classes_are_not_tested_and_it_says_why(two: Home, tmp_path: Path)
     assert "not tested: their classes differ" in frostgrid("compare", other.study, usual, *at).stdout
 
 
+def test_the_same_images_under_other_masks_are_not_tested_and_it_says_why(two: Home) -> None:
+    text = two.study.read_text().replace('["stain", "pixels"]', '["stain"]')
+    write_study(two.folder, text.replace("tile_px = 32", "tile_px = 32\nignore = [9]"), "ignoring")
+    at = ("--cache", two.cache, "--runs", two.folder / "runs")
+    done = frostgrid("run", two.folder / "ignoring.toml", *at)
+    assert done.exit_code == 0, done.output
+    found = json.loads(compare(two, "ignoring", "--json").stdout)
+    assert not found["paired"] and found["why_not"].startswith("data.ignore differs, ")
+    (row,) = found["encoders"]
+    assert row["p"] is None and row["ci"] is None
+
+
 def test_a_study_without_runs_is_refused(two: Home) -> None:
     write_study(two.folder, two.study.read_text().replace("epochs = 2", "epochs = 3"), "never")
     done = compare(two, "never")

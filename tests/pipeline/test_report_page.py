@@ -299,3 +299,6 @@ def test_runs_under_another_setting_are_ablations_and_change_no_mean(copied: Hom
         if cell.at:
             check_cell(cell, summary(copied))
     assert (copied.folder / "runs/small/tables/ablation-train-lr.csv").is_file()
+    assert {row["seeds"] for row in summary(copied)["ablations"]} == {3}
+    assert copied.run("report", "--seeds", "2").exit_code == 0
+    assert [row["seeds"] for row in summary(copied)["ablations"]] == [2, 2, 2]

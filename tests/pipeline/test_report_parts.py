@@ -14,7 +14,7 @@ from pipeline.report.ablations import Ablated, ablations, as_json
 from pipeline.report.contents import sheets
 from pipeline.report.figure1 import Point, capacity, dice_against_parameters
 from pipeline.report.paper import beside, paper, row_of, table_of
-from pipeline.report.repeating import as_toml
+from pipeline.report.repeating import as_toml, repeating
 from pipeline.report.sheets import Cell, Column, Figures, Sheet, as_csv, as_latex, as_markdown, pointer
 from pipeline.report.strips import value_strips
 from pipeline.report.svg import Axis, spanning
@@ -207,3 +207,12 @@ def test_no_reach_is_cut_off_at_the_end_of_its_axis() -> None:
     ends = [float(end) for reach in reaches if reach for end in reach.groups()]
     assert len(ends) == 4 and min(ends) > 2 and max(ends) < 98
     assert "one standard deviation: 22.0 to 38.0" in drawn.lines[0].track
+
+
+def test_the_command_to_repeat_a_study_trains_every_seed_that_has_a_run_gaps_or_not() -> None:
+    rows = [
+        {"encoder": "stain", "seeds": seeds, "environments": [], "tokens": "t", "runs": []}
+        for seeds in ([0, 4], [1, 2, 3])
+    ]
+    said = repeating({"study": {"name": "small"}, "results": rows})
+    assert "frostgrid train small.toml --seeds 5" in said["commands"]

@@ -97,6 +97,35 @@ def test_training_refuses_a_cache_made_from_other_weights_than_those_given(
     assert run(study, tmp_path, "train", "--encoder", own).exit_code == 0  # whoever has none is not asked
 
 
+def test_weights_given_tell_caches_apart_in_every_command_to_the_end(study: Path, tmp_path: Path) -> None:
+    own, weights = own_encoder(tmp_path)
+    for file in weights:
+        done = run(study, tmp_path, "run", "--encoder", own, "--weights", file)
+        assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "runs/small/mine/linear").glob("seed-000-*"))) == 2
+    unclear = run(study, tmp_path, "report")
+    assert unclear.exit_code == 2 and "Traceback" not in unclear.stderr
+    tokens = set()
+    for file in weights:
+        said = run(study, tmp_path, "report", "--encoder", own, "--weights", file, "--json")
+        assert said.exit_code == 0, said.output
+        (row,) = json.loads(said.stdout)["results"]
+        tokens.add(row["tokens"])
+        swept = run(
+            study, tmp_path, "sweep", "--encoder", own, "--weights", file, "--set", "train.lr=0.1", "--json"
+        )
+        assert swept.exit_code == 0, swept.output
+        assert json.loads(swept.stdout)["finished"] == 1
+    assert len(tokens) == 2
+    alone = run(study, tmp_path, "report", "--encoder", own)
+    assert alone.exit_code == 2 and "Give --weights too" in alone.stderr
+    # a sweep of another encoder shows what it found, though the file of all sweeps cannot be written without them
+    assert run(study, tmp_path, "extract").exit_code == 0
+    other = run(study, tmp_path, "sweep", "--set", "train.lr=0.1", "--json")
+    assert other.exit_code == 2
+    assert json.loads(other.stdout)["finished"] == 1 and "mine" in other.stderr
+
+
 def test_a_complete_cache_needs_no_weights(study: Path, tmp_path: Path) -> None:
     own, weights = own_encoder(tmp_path)
     assert run(study, tmp_path, "extract", "--encoder", own, "--weights", weights[0]).exit_code == 0

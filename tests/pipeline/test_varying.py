@@ -47,6 +47,9 @@ def test_values_are_read_as_in_a_study_and_doubles_once(text: str, values: list[
         ("train.decoder=linear,mlp", "Give --decoder NAME"),
         ("views.per_tile=3", "decides what is cached"),
         ("lr=3", "decides what is cached"),
+        ("train..lr=0.5", "part of the key 'train..lr' is empty"),
+        ("train.=0.5", "part of the key 'train.' is empty"),
+        ("train.decoder_options. .width=3", "is empty"),
     ],
 )
 def test_what_a_sweep_cannot_vary_is_refused(text: str, said: str) -> None:

@@ -1,0 +1,82 @@
+"""Runs that are there already: taken for what they say they are, never for what their folder is called."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cachekit import Home, parsed, refused
+
+from pipeline import engine
+from pipeline.job import Job
+from pipeline.loading import load
+from pipeline.recorded import recorded_runs
+from pipeline.study import read_study
+from pipeline.sweeping import combinations
+from pipeline.varying import parse_setting
+from pipeline.workspace import Workspace
+from store.errors import VerificationError
+
+
+def workspace(home: Home) -> Workspace:
+    return engine.workspace(read_study(home.study), str(home.cache), home.folder / "runs", 1)
+
+
+def pretender(home: Home) -> tuple[Job, Path]:
+    """Put the study's own run where that of another learning rate belongs; return that job, and the folder."""
+    (job,) = combinations(workspace(home), [], [parse_setting("train.lr=0.5")], 1, None)
+    (run,) = home.folder.glob("runs/small/stain/linear/seed-000-*")
+    shutil.copytree(run, job.run_folder(0))
+    return job, job.run_folder(0)
+
+
+def test_a_run_of_other_inputs_under_the_right_name_is_refused(copy: Home) -> None:
+    job, folder = pretender(copy)
+    with pytest.raises(VerificationError, match=r"settings\.lr") as caught:
+        job.finished(0)
+    assert caught.value.where == str(folder) and caught.value.remedy == "Remove it to train again."
+    refused(copy.run("sweep", "--set", "train.lr=0.5"), str(folder), "settings.lr", status=4)
+    shutil.rmtree(folder)
+    assert parsed(copy.run("sweep", "--set", "train.lr=0.5", "--json"))["trained"] == 1
+
+
+def test_a_run_is_not_taken_for_the_one_that_was_trained_meanwhile_if_it_is_another(copy: Home) -> None:
+    job, folder = pretender(copy)
+    planned = job.planned()
+    cpu = torch.device("cpu")
+    loaded = load(job.tokens, job.masks, planned, cpu, encoder=job.encoder, scratch=copy.folder)
+    task = job.task(0, {view: row for row, view in enumerate(planned)})
+    with pytest.raises(VerificationError, match=r"settings\.lr"):
+        task.perform(loaded, loaded.features(cpu), cpu, lambda report: None)
+    shutil.rmtree(folder)
+    for _ in range(2):  # the second finds the first
+        task.perform(loaded, loaded.features(cpu), cpu, lambda report: None)
+    assert job.finished(0) is not None
+
+
+def test_a_record_that_says_nothing_of_use_ends_no_command_in_a_trace(copy: Home) -> None:
+    there = [(run.encoder, run.seed) for run in recorded_runs(workspace(copy))]
+    assert there == [("stain", 0)]
+    studies: list[object] = [[], {}, {"train": [3]}, {"train": {}, "cache": {}}, {"train": {}, "cache": "x"}]
+    partial = [{"identity": {"encoder": "stain", "study": study}, "seed": 0} for study in studies]
+    for number, text in enumerate(["[]", "3", '"x"', "null", "{", *map(json.dumps, partial)]):
+        folder = copy.folder / f"runs/small/other/linear/seed-{number:03d}-00000000"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(text)
+    assert [(run.encoder, run.seed) for run in recorded_runs(workspace(copy))] == there
+    assert engine.trained_encoders(workspace(copy)) == ["stain"]
+    done = copy.run("report")
+    assert done.exit_code == 0, done.output
+    (own,) = copy.folder.glob("runs/small/stain/linear/seed-000-*/run.json")
+    own.write_text("[]")
+    refused(copy.run("report"), str(own), status=4)
+
+
+def test_the_order_of_training_tiles_is_found_once_for_all_jobs(copy: Home) -> None:
+    jobs = combinations(workspace(copy), [], [parse_setting("train.tiles=1,2")], 1, None)
+    first, second = (job.work._training_order for job in jobs)
+    assert first is second
+    assert [len(job.tiles["train"]) for job in jobs] == [1, 2]
