@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -110,49 +111,18 @@ def _measured(
     )
 
 
-@benchmark("decoder/step-512")
-def step_512(setting: Setting) -> Result:
-    """A training step at 512 px in float32, against the textbook's module."""
-    return _measured(setting, FAST, TEXTBOOK, 512, 1, ">= 3.7", "step")
-
-
-@benchmark("decoder/step-512-bf16")
-def step_512_bf16(setting: Setting) -> Result:
-    """The same in bfloat16, against the textbook in float32."""
-    return _measured(setting, FAST_HALF, TEXTBOOK, 512, 1, ">= 7", "step")
-
-
-@benchmark("decoder/step-256")
-def step_256(setting: Setting) -> Result:
-    """A training step at 256 px in float32, against the textbook's module."""
-    return _measured(setting, FAST, TEXTBOOK, 256, 2, ">= 3.4", "step")
-
-
-@benchmark("decoder/step-256-bf16")
-def step_256_bf16(setting: Setting) -> Result:
-    """The same in bfloat16, against the textbook in float32."""
-    return _measured(setting, FAST_HALF, TEXTBOOK, 256, 2, ">= 5.7", "step")
-
-
-@benchmark("decoder/forward-512")
-def forward_512(setting: Setting) -> Result:
-    """A prediction at 512 px in float32, against the textbook's module."""
-    return _measured(setting, FAST, TEXTBOOK, 512, 1, ">= 3.9", "forward")
-
-
-@benchmark("decoder/forward-512-bf16")
-def forward_512_bf16(setting: Setting) -> Result:
-    """The same in bfloat16, against the textbook in float32."""
-    return _measured(setting, FAST_HALF, TEXTBOOK, 512, 1, ">= 7.5", "forward")
-
-
-@benchmark("decoder/stock-512")
-def stock_512(setting: Setting) -> Result:
-    """What the textbook's module gains by channels_last and a tuned allocator alone, float32."""
-    return _measured(setting, STOCK, TEXTBOOK, 512, 1, "none", "step")
-
-
-@benchmark("decoder/stock-512-bf16")
-def stock_512_bf16(setting: Setting) -> Result:
-    """What it gains by these and bfloat16 autocast."""
-    return _measured(setting, STOCK_HALF, TEXTBOOK, 512, 1, "none", "step")
+_CASES: tuple[tuple[str, Form, int, int, str, Literal["step", "forward"]], ...] = (
+    ("step-512", FAST, 512, 1, ">= 3.7", "step"),
+    ("step-512-bf16", FAST_HALF, 512, 1, ">= 7", "step"),
+    ("step-256", FAST, 256, 2, ">= 3.4", "step"),
+    ("step-256-bf16", FAST_HALF, 256, 2, ">= 5.7", "step"),
+    ("forward-512", FAST, 512, 1, ">= 3.9", "forward"),
+    ("forward-512-bf16", FAST_HALF, 512, 1, ">= 7.5", "forward"),
+    # What the textbook's module gains by its layout, its allocator and autocast alone.
+    ("stock-512", STOCK, 512, 1, "none", "step"),
+    ("stock-512-bf16", STOCK_HALF, 512, 1, "none", "step"),
+)
+for _name, _form, _px, _batch, _target, _kind in _CASES:
+    benchmark(f"decoder/{_name}")(
+        partial(_measured, ours=_form, reference=TEXTBOOK, px=_px, batch=_batch, target=_target, kind=_kind)
+    )

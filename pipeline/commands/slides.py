@@ -64,8 +64,10 @@ class _TissueType(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Threshold:
         """Return the word or the number."""
-        if value in ("auto", "all"):
-            return value  # type: ignore[no-any-return]
+        if value == "auto":
+            return "auto"
+        if value == "all":
+            return "all"
         try:
             number = float(value)
         except ValueError:

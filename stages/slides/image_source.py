@@ -113,12 +113,12 @@ def _resolution(tiff: tifffile.TiffFile) -> tuple[float | None, float | None]:
     """Return µm a pixel along x and y."""
     if tiff.ome_metadata:
         pixels = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
-        return tuple(_ome(pixels, axis) for axis in "XY")  # type: ignore[return-value]
+        return _ome(pixels, "X"), _ome(pixels, "Y")
     tags = tiff.pages[0].aspage().tags
     unit = tags.valueof("ResolutionUnit")
     if unit is None or int(unit) != _CENTIMETRE:
         return None, None
-    return tuple(_length(tags.valueof(f"{axis}Resolution")) for axis in "XY")  # type: ignore[return-value]
+    return _length(tags.valueof("XResolution")), _length(tags.valueof("YResolution"))
 
 
 def _ome(pixels: Any, axis: str) -> float | None:
