@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from packagekit import Packages
 
 # Whoever starts the tests in the background hands down that Ctrl-C is ignored; commands under test must not.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -29,3 +34,12 @@ def shared() -> Path:
     if not (folder / "data" / "SOURCES.md").is_file():
         pytest.skip(f"no real test data at {folder}; set FROSTGRID_TEST_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Iterator[Packages]:
+    """Somewhere to install packages, with encoders or decoders in them."""
+    from packagekit import installed  # which loads all encoders and decoders
+
+    with installed(tmp_path / "site-packages") as packages:
+        yield packages

@@ -76,7 +76,11 @@ def decoder_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decoder_source(name: str) -> str | None:
-    """Return the package and version that bring a decoder; None for one of ours."""
+    """Return the package and version that bring a decoder; None for one of ours.
+
+    Raises ``InputError`` as :func:`decoder_options` does for a decoder that cannot be used.
+    """
+    _known(name)
     return None if name in DECODERS else installed_decoders()[name].source
 
 

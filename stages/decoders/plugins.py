@@ -6,23 +6,17 @@ describes. What it builds is checked: a seed has to fix its result, and its weig
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
+from stages import plugins as installed
 from stages.decoders.geometry import Geometry
 from stages.decoders.options import Choice, Option, Whole
-from store.errors import FrostgridError, InputError
-
-GROUP: Final = "frostgrid.decoders"
-_NAME: Final = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
-_REPAIR: Final = "Repair or uninstall the package that brings it; README.md says what is asked of it."
 
 
 class DecoderFactory(Protocol):
@@ -41,82 +35,60 @@ class DecoderFactory(Protocol):
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """An installed decoder that is imported only when it is used; ``entries`` of several packages are a fault."""
+class Plugin(installed.Plugin):
+    """An installed decoder."""
 
-    name: str
-    entries: tuple[EntryPoint, ...]
-
-    @property
-    def where(self) -> str:
-        """The objects that its entry points name."""
-        return ", ".join(entry.value for entry in self.entries)
-
-    @property
-    def source(self) -> str:
-        """The package that brings it, with its version: another version may be another decoder."""
-        packages = (entry.dist for entry in self.entries)
-        return ", ".join(f"{package.name} {package.version}" for package in packages if package is not None)
+    group: ClassVar[str] = "frostgrid.decoders"
+    kind: ClassVar[str] = "decoder"
+    functions: ClassVar[tuple[str, ...]] = ("build",)
 
     @property
     def options(self) -> Mapping[str, Option]:
         """Its options. Raises ``InputError`` where it cannot be imported or its options are none."""
-        said = getattr(self._factory(), "OPTIONS", {})
+        said = getattr(self.imported(), "OPTIONS", {})
         if isinstance(said, Mapping) and all(
             isinstance(name, str) and isinstance(option, Whole | Choice) for name, option in said.items()
         ):
             return said
-        raise self._fault(
+        raise self.fault(
             "has OPTIONS that do not map names to stages.decoders.Whole or stages.decoders.Choice"
         )
 
     def build(self, geometry: Geometry, **options: Any) -> nn.Module:
-        """Return the module, which then checks its own logits. Raises ``InputError`` for one that is refused."""
-        factory = self._factory()
-        try:
-            module = factory.build(geometry, **options)
-        except (FrostgridError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise self._fault(f"failed in build: {type(error).__name__}: {error}") from error
+        """Return the module, which then checks its own logits. Raises ``InputError`` for one that is refused.
+
+        One that is built on the meta device, where there are shapes and no numbers, is tried there as well.
+        """
+        factory: DecoderFactory = self.imported()
+        module = self.called("build", lambda: factory.build(geometry, **options))
         wrong = _faults(module)
         if wrong:
-            raise self._fault(f"cannot be trained: {'; '.join(wrong)}")
+            raise self.fault(f"cannot be trained: {'; '.join(wrong)}")
         module.register_forward_hook(partial(self._check_logits, geometry))
+        if all(weight.is_meta for weight in module.parameters()):
+            self.called(
+                "forward or backward, tried on torch's meta device, which has shapes and no numbers",
+                partial(_try, module, geometry),
+            )
         return module
 
     def _check_logits(self, geometry: Geometry, module: nn.Module, given: Any, logits: Any) -> None:
         wanted = (len(given[0]), geometry.classes, geometry.target_px, geometry.target_px)
         if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-            raise self._fault(
+            raise self.fault(
                 f"gave {getattr(logits, 'dtype', type(logits).__name__)}, not a tensor of logits"
             )
         if tuple(logits.shape) != wanted:
-            raise self._fault(f"gave logits of {tuple(logits.shape)}, not {wanted}")
+            raise self.fault(f"gave logits of {tuple(logits.shape)}, not {wanted}")
 
-    def _factory(self) -> DecoderFactory:
-        if len(self.entries) > 1:
-            raise InputError(
-                f"{len(self.entries)} installed packages call their decoder {self.name!r}",
-                where=self.where,
-                remedy="Uninstall one, or rename its entry point.",
-            )
-        if not _NAME.fullmatch(self.name):
-            raise InputError(
-                f"an installed package calls its decoder {self.name!r}, which cannot name a folder everywhere",
-                where=self.where,
-                remedy="Rename its entry point.",
-            )
-        try:
-            factory: DecoderFactory = self.entries[0].load()
-        except Exception as error:
-            raise self._fault(f"cannot be imported: {type(error).__name__}: {error}") from error
-        if not callable(getattr(factory, "build", None)):
-            raise self._fault("has no function build")
-        return factory
 
-    def _fault(self, what: str) -> InputError:
-        return InputError(f"the installed decoder {self.name!r} {what}", where=self.where, remedy=_REPAIR)
+def _try(module: nn.Module, geometry: Geometry) -> None:
+    tokens = torch.empty(1, geometry.width_in, *geometry.grid, device="meta")
+    with torch.device(
+        "cpu"
+    ):  # what is made on no device in particular is there when the decoder is on another, too
+        module(tokens).sum().backward()
+    module.zero_grad()
 
 
 def _faults(module: object) -> list[str]:
@@ -146,7 +118,4 @@ def _faults(module: object) -> list[str]:
 @cache
 def installed_decoders() -> Mapping[str, Plugin]:
     """Return the installed decoders by name, those with faults too."""
-    found: dict[str, list[EntryPoint]] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        found.setdefault(entry.name, []).append(entry)
-    return {name: Plugin(name, tuple(entries)) for name, entries in found.items()}
+    return Plugin.installed()

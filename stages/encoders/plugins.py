@@ -6,26 +6,19 @@ object with the two functions of :class:`EncoderFactory`. What they return is ch
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
 import torch
 
+from stages import plugins as installed
 from stages.encoders.base import AskedDtype, Description, Encoder, Fit
 from stages.encoders.installed import InstalledEncoder, checked_description
 from stages.encoders.table import spelling, spellings
 from store.errors import FrostgridError, InputError
-
-GROUP: Final = "frostgrid.encoders"
-_NAME: Final = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
-_REPAIR: Final = "Repair or uninstall the package that brings it."
-
-T = TypeVar("T")
 
 
 class EncoderFactory(Protocol):
@@ -41,16 +34,12 @@ class EncoderFactory(Protocol):
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """An installed encoder that is imported only when it is used; ``entries`` of several packages are a fault."""
+class Plugin(installed.Plugin):
+    """An installed encoder."""
 
-    name: str
-    entries: tuple[EntryPoint, ...]
-
-    @property
-    def where(self) -> str:
-        """The objects that its entry points name."""
-        return ", ".join(entry.value for entry in self.entries)
+    group: ClassVar[str] = "frostgrid.encoders"
+    kind: ClassVar[str] = "encoder"
+    functions: ClassVar[tuple[str, ...]] = ("describe", "load")
 
     @property
     def takes_a_name(self) -> bool:
@@ -63,9 +52,14 @@ class Plugin:
         Raises ``InputError`` for a name that is taken or cannot name a folder, a package that cannot be imported, a
         factory that is none or fails, a description that is none, and for ``input_px``, which a factory is not asked.
         """
-        self._refuse_input_px(input_px)
+        if input_px is not None:
+            raise InputError(
+                f"{self.name} is an installed encoder, and what it resizes views to is for its package to say",
+                where="encoders.input_px",
+                remedy="Leave it out of encoders.input_px.",
+            )
         factory = self._factory()
-        said = self._called("describe", lambda: factory.describe(tile_px=tile_px, fit=fit))
+        said = self.called("describe", lambda: factory.describe(tile_px=tile_px, fit=fit))
         return checked_description(said, self.name, tile_px=tile_px, where=self.where)
 
     def load(
@@ -92,74 +86,19 @@ class Plugin:
             loaded = factory.load(tile_px=tile_px, weights=weights, fit=fit, device=device, dtype=dtype)
             return InstalledEncoder(loaded, about, dtype, self.where)
 
-        return self._called("load", load)
+        return self.called("load", load)
 
     def _factory(self) -> EncoderFactory:
-        self._refuse_name()
-        (entry,) = self.entries
-        try:
-            factory: EncoderFactory = entry.load()
-        except Exception as error:
-            raise InputError(
-                f"the installed encoder {self.name!r} cannot be imported: {type(error).__name__}: {error}",
-                where=self.where,
-                remedy=_REPAIR,
-            ) from error
-        missing = [name for name in ("describe", "load") if not callable(getattr(factory, name, None))]
-        if missing:
-            raise InputError(
-                f"the installed encoder {self.name!r} is no factory of encoders: it has no {' and no '.join(missing)}",
-                where=self.where,
-                remedy=_REPAIR,
-            )
-        return factory
-
-    def _called(self, function: str, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except (FrostgridError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise InputError(
-                f"the installed encoder {self.name!r} failed in {function}: {type(error).__name__}: {error}",
-                where=self.where,
-                remedy=_REPAIR,
-            ) from error
-
-    def _refuse_name(self) -> None:
         if self.takes_a_name:
-            what = f"an installed package calls its encoder {self.name!r}, which is an encoder of the table"
-        elif len(self.entries) > 1:
-            what = f"{len(self.entries)} installed packages call their encoder {self.name!r}"
-        elif not _NAME.fullmatch(self.name):
-            what = (
-                f"an installed package calls its encoder {self.name!r}, which cannot name a folder everywhere"
-            )
-        else:
-            return
-        raise InputError(
-            what, where=self.where, remedy="Rename its entry point, so that results cannot be confused."
-        )
-
-    def _refuse_input_px(self, input_px: int | None) -> None:
-        if input_px is not None:
-            raise InputError(
-                f"{self.name} is an installed encoder, and what it resizes views to is for its package to say",
-                where="encoders.input_px",
-                remedy="Leave it out of encoders.input_px.",
-            )
+            raise self.taken("an encoder of the table")
+        factory: EncoderFactory = self.imported()
+        return factory
 
 
 @cache
 def plugins() -> Mapping[str, Plugin]:
-    """Return the installed encoders by :func:`stages.encoders.table.spelling` of their names, those with faults too.
-
-    Looked for once: reading the metadata of all installed packages takes a hundredth of a second.
-    """
-    found: dict[str, list[EntryPoint]] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        found.setdefault(spelling(entry.name), []).append(entry)
-    return {name: Plugin(entries[0].name, tuple(entries)) for name, entries in found.items()}
+    """Return the installed encoders by :func:`stages.encoders.table.spelling` of their names, those with faults too."""
+    return Plugin.installed(spelling)
 
 
 def plugin_faults() -> list[FrostgridError]:

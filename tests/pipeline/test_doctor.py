@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import pytest
 from encoder_rows import timm_model, tiny, write_row
 from hub_server import Gate, HubServer, files_with, use_hub
 from huggingface_hub import constants
+from packagekit import Packages
 from safetensors.torch import save, save_file
 from studykit import FOLDER, frostgrid, write_folder, write_study
 
-from stages.encoders import encoder_card, known_encoders, plugins
+from stages.encoders import encoder_card, known_encoders
 
 SECRET = "hf_thisTokenMustNeverBeSeenAnywhere"
 PENDING = "Your request to access model paige-ai/Virchow2 is awaiting a review from the repo authors."
@@ -189,16 +189,10 @@ def test_the_folder_of_weights_is_told_with_what_it_holds_for_a_study(
         assert (found["weights_folder"]["exists"], found["weights_folder"]["folder"]) == (False, str(setting))
 
 
-def test_installed_encoders_that_cannot_be_used_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [EntryPoint(name, "no_such_package:encoder", plugins.GROUP) for name in ("broken", "uni")]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
-    plugins.plugins.cache_clear()
-    try:
-        faults = examined()["plugin_faults"]
-        shown = frostgrid("doctor").stdout
-    finally:
-        plugins.plugins.cache_clear()
-    broken, taken = faults
+def test_installed_encoders_that_cannot_be_used_are_listed(packages: Packages) -> None:
+    packages.install("lost", entries="[frostgrid.encoders]\nbroken = lost\nuni = lost\n")
+    broken, taken = examined()["plugin_faults"]
+    shown = frostgrid("doctor").stdout
     assert "'broken' cannot be imported" in broken["what"]
     assert "'uni', which is an encoder of the table" in taken["what"]
     assert "Installed encoders and decoders that cannot be used" in shown

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hub_server import HubServer, use_hub
+from packagekit import Packages
 from studykit import SMALL_DEMO, frostgrid, write_study
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.encoders import encoder_flop, known_encoders, plugins
+from stages.encoders import encoder_flop, known_encoders
 from stages.encoders.architecture import build
 from stages.encoders.inputs import run_px
 from stages.encoders.table import TimmRow, table
@@ -101,21 +101,17 @@ def test_a_study_lists_its_own_encoders_at_its_sizes(tmp_path: Path) -> None:
     assert "28×28" in frostgrid("encoders", "--study", study).stdout
 
 
-def test_a_fault_of_one_encoder_is_told_in_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_one_encoder_is_told_in_its_row(
+    tmp_path: Path, packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "weights"
     for file in ("uni/pytorch_model.bin", "uni.pth"):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_text(file)
     monkeypatch.setenv("FROSTGRID_WEIGHTS", str(root))
-    broken = EntryPoint("broken", "no_such_package:encoder", plugins.GROUP)
-    taken = EntryPoint("Virchow", "no_such_package:encoder", plugins.GROUP)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [broken, taken])
-    plugins.plugins.cache_clear()
-    try:
-        rows = listed()
-        shown = frostgrid("encoders").stdout
-    finally:
-        plugins.plugins.cache_clear()
+    packages.install("lost", entries="[frostgrid.encoders]\nbroken = lost\nVirchow = lost\n")
+    rows = listed()
+    shown = frostgrid("encoders").stdout
     faults = {name: row["fault"] for name, row in rows.items() if row["fault"]}
     assert faults.keys() == {"uni", "broken", "virchow"}
     assert "several weights of uni that differ" in faults["uni"]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from textwrap import dedent
-
 import pytest
 import torch
+from packagekit import Packages
 
 from stages.encoders import (
     TokenGrid,
@@ -19,7 +15,6 @@ from stages.encoders import (
     known_encoders,
     load_encoder,
     plugin_faults,
-    plugins,
     weights_at_hand,
 )
 from store.errors import AccessError, InputError
@@ -50,29 +45,11 @@ def load(*, tile_px, weights, fit, device, dtype):
 """
 
 
-@pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages, besides those of this environment."""
-    folder = tmp_path / "site-packages"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    plugins.plugins.cache_clear()
-    yield folder
-    monkeypatch.undo()
-    plugins.plugins.cache_clear()
-
-
 def install(
-    folder: Path, code: str = MEAN_COLOUR, name: str = "mean-colour", module: str = "colours"
+    packages: Packages, code: str = MEAN_COLOUR, name: str = "mean-colour", module: str = "colours"
 ) -> None:
-    """Install a package of one module, which is the factory of an encoder, as pip would leave it."""
-    (folder / f"{module}.py").write_text(dedent(code))
-    about = folder / f"{module}-1.0.dist-info"
-    about.mkdir(exist_ok=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[frostgrid.encoders]\n{name} = {module}\n")
-    sys.modules.pop(module, None)
-    plugins.plugins.cache_clear()
+    """Install a package of one module, which is the factory of an encoder."""
+    packages.install(module, code, entries=f"[frostgrid.encoders]\n{name} = {module}\n")
 
 
 def changed(old: str, new: str) -> str:
@@ -80,16 +57,16 @@ def changed(old: str, new: str) -> str:
     return MEAN_COLOUR.replace(old, new)
 
 
-def fault(folder: Path, code: str, *, dtype: str = "auto") -> str:
+def fault(packages: Packages, code: str, *, dtype: str = "auto") -> str:
     """What loading ends with; it names the object that the entry point names, and ends in a remedy."""
-    install(folder, code)
+    install(packages, code)
     with pytest.raises(InputError) as caught:
         load_encoder("mean-colour", tile_px=64, dtype=dtype)  # type: ignore[arg-type]
     assert caught.value.remedy
     return str(caught.value)
 
 
-def test_an_installed_package_brings_its_own_encoder(packages: Path) -> None:
+def test_an_installed_package_brings_its_own_encoder(packages: Packages) -> None:
     install(packages)
     assert known_encoders()[-1] == canonical_name("Mean_Colour") == "mean-colour"
     assert describe_encoder("mean-colour", tile_px=64).grid == TokenGrid(3, 1, 1)
@@ -105,7 +82,7 @@ def test_an_installed_package_brings_its_own_encoder(packages: Path) -> None:
         encoder.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
-def test_identity_and_provenance_are_completed_from_the_description(packages: Path) -> None:
+def test_identity_and_provenance_are_completed_from_the_description(packages: Packages) -> None:
     install(packages)
     encoder = load_encoder("mean-colour", tile_px=64, fit="pad")
     assert encoder.identity == {
@@ -121,7 +98,7 @@ def test_identity_and_provenance_are_completed_from_the_description(packages: Pa
     assert said.items() <= encoder.provenance.items()
 
 
-def test_an_encoder_without_weights_may_have_other_precisions(packages: Path) -> None:
+def test_an_encoder_without_weights_may_have_other_precisions(packages: Packages) -> None:
     install(packages)
     assert load_encoder("mean-colour", tile_px=64, dtype="bfloat16").identity["compute_dtype"] == "bfloat16"
     only = changed('share="allowed"', 'share="allowed", float32_only=True')
@@ -135,7 +112,7 @@ def test_an_encoder_without_weights_may_have_other_precisions(packages: Path) ->
     [
         ("import torch", "import no_such_package", "cannot be imported: ModuleNotFoundError"),
         ("import torch", "raise SystemError('half installed')", "cannot be imported: SystemError: half installed"),
-        ("def load(", "def other(", "is no factory of encoders: it has no load"),
+        ("def load(", "def other(", "has no function load"),
         ("def describe(*, tile_px, fit)", "def describe(*, tile_px)", "failed in describe: TypeError"),
         ("    return Loaded(dtype, fit)", "    raise OSError('no licence')", "failed in load: OSError: no licence"),
         ("    return Description(", "    return dict(", "describes itself by a dict"),
@@ -158,14 +135,14 @@ def test_an_encoder_without_weights_may_have_other_precisions(packages: Path) ->
     ],
 )  # fmt: skip
 def test_what_an_installed_encoder_cannot_be_is_one_explained_error(
-    packages: Path, old: str, new: str, words: str
+    packages: Packages, old: str, new: str, words: str
 ) -> None:
     said = fault(packages, changed(old, new))
     assert words in said
     assert "[colours]" in said
 
 
-def test_an_explained_error_of_the_package_itself_is_passed_on(packages: Path) -> None:
+def test_an_explained_error_of_the_package_itself_is_passed_on(packages: Packages) -> None:
     own = "    from store.errors import AccessError\n    raise AccessError('ask the authors', remedy='By mail.')"
     install(packages, changed("    return Loaded(dtype, fit)", own))
     with pytest.raises(AccessError, match="ask the authors"):
@@ -181,7 +158,7 @@ def test_an_explained_error_of_the_package_itself_is_passed_on(packages: Path) -
         ("views.float().mean((2, 3), keepdim=True) / 0", "not finite"),
     ],
 )
-def test_tokens_that_cannot_be_are_refused(packages: Path, gives: str, words: str) -> None:
+def test_tokens_that_cannot_be_are_refused(packages: Packages, gives: str, words: str) -> None:
     install(packages, changed("views.float().mean((2, 3), keepdim=True)", gives))
     encoder = load_encoder("mean-colour", tile_px=64)
     with pytest.raises(InputError, match=words):
@@ -189,7 +166,7 @@ def test_tokens_that_cannot_be_are_refused(packages: Path, gives: str, words: st
 
 
 @pytest.mark.parametrize("name", ["uni", "UNI", "uni_v1"])
-def test_a_name_of_the_table_is_refused_and_harms_no_other_encoder(packages: Path, name: str) -> None:
+def test_a_name_of_the_table_is_refused_and_harms_no_other_encoder(packages: Packages, name: str) -> None:
     install(packages, name=name)
     with pytest.raises(InputError, match="which is an encoder of the table"):
         describe_encoder(name, tile_px=64)
@@ -199,21 +176,18 @@ def test_a_name_of_the_table_is_refused_and_harms_no_other_encoder(packages: Pat
     assert "Rename its entry point" in str(found)
 
 
-def test_a_name_of_two_packages_or_of_no_folder_is_refused(packages: Path) -> None:
+def test_a_name_of_two_packages_or_of_no_folder_is_refused(packages: Packages) -> None:
     install(packages)
     install(packages, name="Mean_Colour", module="hues")
     with pytest.raises(InputError, match="2 installed packages call their encoder"):
         describe_encoder("mean-colour", tile_px=64)
-    (packages / "hues-1.0.dist-info" / "entry_points.txt").write_text(
-        "[frostgrid.encoders]\n../hues = hues\n"
-    )
-    plugins.plugins.cache_clear()
+    install(packages, name="../hues", module="hues")
     assert describe_encoder("mean-colour", tile_px=64)
     with pytest.raises(InputError, match="cannot name a folder"):
         describe_encoder("../hues", tile_px=64)
 
 
-def test_a_size_of_its_own_is_for_the_package_to_say(packages: Path) -> None:
+def test_a_size_of_its_own_is_for_the_package_to_say(packages: Packages) -> None:
     install(packages)
     with pytest.raises(InputError, match=r"Leave it out of encoders\.input_px"):
         describe_encoder("mean-colour", tile_px=64, input_px=32)
