@@ -20,6 +20,7 @@ MODULES = (
     "decoder",
     "extraction",
     "sweep",
+    "cluster",
 )  # they run in this order
 SAME = ("cpu", "cores", "threads", "python", *LIBRARIES)  # what all figures of one file have in common
 _COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}

@@ -126,8 +126,11 @@ def test_the_same_view_with_other_pixels_is_refused_and_names_the_tile(tmp_path:
     assert store.plan([unknown]) == [] and store.status().parts == 1
 
 
-def test_large_plans_are_split_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store.grids.MAX_PART_SHARDS", 2)
+@pytest.mark.parametrize(("name", "most"), [("MAX_PART_SHARDS", 2), ("MAX_PART_VIEWS", 5)])
+def test_large_plans_are_split_into_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    monkeypatch.setattr(f"store.grids.{name}", most)
     store = kit.store_at(tmp_path)
     rows = kit.rows_of(10, 1)
     assert len(store.plan(rows, shard_views=2)) == 5
