@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,17 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline.console import Talk
-from pipeline.slide_runs import TrainedRun, tile_mpp
-from pipeline.slides import Windows, required_mpp
-from pipeline.study import read_study, validated
+from pipeline.scoresheets import by_class, by_tile, write_csv
+from pipeline.slide_runs import TrainedRun, required_mpp, tile_mpp
+from pipeline.slide_windows import Windows
+from pipeline.study import DataSection, read_study, validated
 from pipeline.workspace import Workspace
 from stages.metrics import Counts, confusions, counts_of, mean_dice, pooled_dice
 from stages.slides.image_source import ArraySource
 from stages.slides.scaled import ScaledSlide
 from stages.slides.tissue import Tissue
-from stages.tiles.dataset import IGNORE, ImageRecord, flatten, raise_all
-from store.durable import make_folder, put_replacing, storage_errors
+from stages.tiles.dataset import IGNORE, ImageRecord, raise_all
+from store.durable import make_folder, storage_errors
 from store.errors import InputError
 
 RESULTS, TILES = "results.csv", "tiles.csv"
@@ -34,7 +33,7 @@ RESULTS, TILES = "results.csv", "tiles.csv"
 class Score:
     """How a run did: confusion matrices (N, C, C) of ``names``, the images of ``split`` of the data set ``data``.
 
-    ``learned``: the run was trained or selected on images of this very data set.
+    ``learned``: the run was trained or selected on some of these images.
     """
 
     run: TrainedRun
@@ -117,11 +116,11 @@ def evaluated(windows: Windows, work: Workspace, split: str, study_mpp: float | 
     classes = _matched(run.classes, work.dataset.classes)
     records = _records(work, split)
     steps = _steps(run, work, records, study_mpp)
-    learned = work.study.data == run.study.data and split != "test"
+    learned = len(_seen(run, work, records))
     if learned:
         talk.say(
-            "the run was trained or selected on images of this data set, so that its scores say little of others; "
-            "--split test has those it has not seen"
+            f"the run was trained or selected on {learned} of these {len(records)} images, so that its scores say "
+            "little of others; --split test of its own study has those it has not seen"
         )
     matrices = []
     with talk.bar("Evaluating", "images") as update:
@@ -130,15 +129,16 @@ def evaluated(windows: Windows, work: Workspace, split: str, study_mpp: float | 
             matrices.append(_counted(windows, work, record, steps[record.id], classes))
         update(len(records), len(records))
     names = tuple(record.id for record in records)
-    return Score(run, work.study.name, split, names, np.concatenate(matrices), learned)
+    return Score(run, work.study.name, split, names, np.concatenate(matrices), learned > 0)
 
 
 def write_scores(score: Score, folder: Path) -> None:
     """Write ``results.csv`` (pooled, a row a class) and ``tiles.csv`` (a row an image and class)."""
     with storage_errors(folder):
         make_folder(folder)
-        put_replacing(folder / RESULTS, _csv(_pooled(score)))
-        put_replacing(folder / TILES, _csv(_by_image(score)))
+    classes = score.run.classes
+    write_csv(folder / RESULTS, by_class(score.head, classes, score.counts))
+    write_csv(folder / TILES, by_tile(score.head, classes, score.names, score.counts))
 
 
 def score_table(score: Score) -> Table:
@@ -179,17 +179,32 @@ def _records(work: Workspace, split: str) -> list[ImageRecord]:
     return [work.records[name] for name in getattr(work.split, split)]
 
 
+def _seen(run: TrainedRun, work: Workspace, records: Sequence[ImageRecord]) -> set[str]:
+    """Return those of ``records`` that the run was trained or selected on, however the study at hand splits them."""
+    if not _same_images(run.study.data, work.study.data):
+        return set()
+    own = Workspace(run.study, Path(), work.runs, work.threads).split
+    return {*own.train, *own.val} & {record.id for record in records}
+
+
+def _same_images(one: DataSection, other: DataSection) -> bool:
+    """Return whether two studies read the same images: the same folder, or the demo's as one seed draws them."""
+    roots = [None if data.root is None else Path(data.root).resolve() for data in (one, other)]
+    fields = [(data.kind, data.images, data.size_px, data.seed) for data in (one, other)]
+    return roots[0] == roots[1] and fields[0] == fields[1]
+
+
 def _steps(
     run: TrainedRun, work: Workspace, records: Sequence[ImageRecord], study_mpp: float | None
 ) -> Mapping[str, float]:
     """Return the pixels of each image that one of the run's spans.
 
-    By µm, where the run's study has any; else the evaluated study says it by its scale.
+    By µm, where the run's study has any; else by the run's scale for its own images, by that of their study for others.
     """
-    scale = work.study.data.scale
-    told = scale is not None or work.study.data == run.study.data
-    if told and run.mpp(study_mpp) is None and tile_mpp(work.study) is None:
-        return {record.id: 1.0 / (scale or 1.0) for record in records}
+    same = _same_images(run.study.data, work.study.data)
+    scale = (run.study.data.scale or 1.0) if same else work.study.data.scale
+    if scale is not None and run.mpp(study_mpp) is None and tile_mpp(work.study) is None:
+        return {record.id: 1.0 / scale for record in records}
     mpp = required_mpp(run, study_mpp)
     faults = [
         InputError(
@@ -200,9 +215,7 @@ def _steps(
         for record in records
         if record.mpp is None
     ]
-    raise_all(
-        [single for fault in faults for single in flatten(fault)], "Give them in the study of the data."
-    )
+    raise_all(faults, "Give them in the study of the data.")
     return {record.id: mpp / float(record.mpp or 1) for record in records}
 
 
@@ -215,29 +228,3 @@ def _counted(
     predicted = np.concatenate([band.labels for band in windows.mapper(slide, everywhere).run()])
     truth = classes[slide.nearest(work.dataset.read_mask(record))]
     return confusions(predicted[None], truth[None], len(windows.run.classes))
-
-
-def _pooled(score: Score) -> Iterator[dict[str, Any]]:
-    dice = pooled_dice(score.counts)
-    for index, name in enumerate(score.run.classes):
-        value = "" if math.isnan(dice[index]) else repr(float(dice[index]))
-        yield {**score.head, "class": name, "dice": value, **_three(score.counts.sum(axis=0)[index])}
-
-
-def _by_image(score: Score) -> Iterator[dict[str, Any]]:
-    for image, counts in zip(score.names, score.counts, strict=True):
-        for index, name in enumerate(score.run.classes):
-            yield {**score.head, "class": name, "tile": image, **_three(counts[index])}
-
-
-def _three(counts: NDArray[np.int64]) -> dict[str, int]:
-    return dict(zip(("intersection", "prediction", "truth"), map(int, counts), strict=True))
-
-
-def _csv(rows: Iterator[dict[str, Any]]) -> bytes:
-    held = list(rows)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(held[0]), lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows(held)
-    return text.getvalue().encode()

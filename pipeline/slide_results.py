@@ -35,7 +35,7 @@ _VERSION = 1
 _REMOVE = "Remove the folder."
 _NAMES = "|".join(map(re.escape, (MAP, ANNOTATIONS, SUMMARY, THUMBNAIL, PROBABILITIES, RECORD)))
 _RESULT = re.compile(_NAMES)
-_WORK = re.compile(rf"made|former|0\.\d+|({re.escape(RECORD)}|band-\d+\.npz|0\.\d+)(\.[\w-]+\.partial)?")
+_WORK = re.compile(rf"made|former|({re.escape(RECORD)}|band-\d+\.npz|0\.\d+)(\.[\w-]+\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,13 @@ class SlideFolder:
         try:
             record = decode("slide", _VERSION, data, self.final / RECORD, _REMOVE)
             whole = all(_sha256(self.final / file) == digest for file, digest in record["files"].items())
-        except (VerificationError, InputError, OSError):
+        except (VerificationError, InputError, OSError, KeyError):
             talk.say(f"{self.name}: what is there is damaged, and is made again")
             return None
         whole = whole and (not self.told["probabilities"] or (self.final / PROBABILITIES).is_dir())
         if record["parameters"] == self.told and whole:
             talk.say(f"{self.name}: kept ({self.final})")
-            if self.work.is_dir():  # of a process that was killed at the very end
-                with storage_errors(self.work):
-                    shutil.rmtree(self.work)
+            self._remove_work()  # of a process that was killed at the very end
             height, width = record["size"]
             counts = np.array(record["pixels"], np.int64)
             return (height, width), tuple(areas_of(counts, self.classes, self.map_mpp))
@@ -233,8 +231,12 @@ class SlideFolder:
                 self.final.rename(former)
             made.rename(self.final)
             sync_folder(self.final.parent)
-            shutil.rmtree(self.work)
+        self._remove_work()
         return found
+
+    def _remove_work(self) -> None:
+        # Of a finished slide nobody needs it: what cannot go, or what another process removes just now, is no fault.
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _why(self, record: Mapping[str, Any]) -> str:
         return "; ".join(str(difference) for difference in differences(record["parameters"], self.told))

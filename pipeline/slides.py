@@ -6,23 +6,18 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.console import Talk
 from pipeline.slide_results import Outcome, SlideFolder, Wishes, folder_name
-from pipeline.slide_runs import Backbone, TrainedRun
+from pipeline.slide_runs import required_mpp
+from pipeline.slide_windows import Windows
 from stages.slides.bands import BandFolder
-from stages.slides.blending import WindowGrid, stride_of, taper
-from stages.slides.mapping import Decode, Mapper
 from stages.slides.opening import open_slide
 from stages.slides.scaled import ScaledSlide
 from stages.slides.source import SlideSource
 from stages.slides.tissue import Tissue, find_tissue
-from stages.slides.tokens import Tokens
 from store.durable import make_folder, storage_errors
 from store.errors import FrostgridError, InputError
 from store.identity import canonical_json
@@ -32,46 +27,6 @@ REVISION = 1  # raise it with any change that changes a map, or what is written 
 THUMBNAIL_PX = 1536  # at most, of the longer side
 _SAME_MPP = 0.005  # relative; the digits that scanners write
 _MAGNIFIED = 0.8  # level-0 pixels a map pixel, below which the slide is notably coarser than the study
-
-
-@dataclass
-class Windows:
-    """How a run looks at images larger than its tiles: in overlapping windows, each encoded, decoded and blended."""
-
-    run: TrainedRun
-    backbone: Backbone
-    device: torch.device
-    threads: int
-    overlap: float = 0.5
-    cache: Path | None = None
-
-    def __post_init__(self) -> None:
-        self.stride = stride_of(self.run.tile_px, self.overlap)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """Where the token grids of windows come from."""
-        return self.backbone.tokens(self.cache)
-
-    @cached_property
-    def decode(self) -> Decode:
-        """The run's decoder."""
-        return self.run.decode(self.device)
-
-    def mapper(self, slide: ScaledSlide, tissue: Tissue, *, probabilities: bool = False) -> Mapper:
-        """Return what maps ``slide``."""
-        px = self.run.tile_px
-        return Mapper(
-            slide=slide,
-            tissue=tissue,
-            grid=WindowGrid(slide.height, slide.width, px, self.stride),
-            weights=taper(px, self.run.patch_px / 2),
-            classes=len(self.run.classes),
-            tokens=self.tokens,
-            decode=self.decode,
-            probabilities=probabilities,
-            threads=self.threads,
-        )
 
 
 @dataclass
@@ -207,17 +162,3 @@ class SlideMaker:
         run, threshold = self.windows.run, tissue.threshold
         how = "all of it taken for tissue" if threshold is None else f"tissue: stain above {threshold:.3f}"
         return f"{folder.name}: {run.encoder}, {run.settings.decoder}, {folder.map_mpp:g} µm/px; {how}"
-
-
-def required_mpp(run: TrainedRun, said: float | None) -> float:
-    """Return µm a pixel of the run's tiles. Raises :class:`InputError` where neither the study nor ``said`` tells."""
-    found = run.mpp(said)
-    if found is None:
-        raise InputError(
-            f"the study {run.study.name} does not say how many µm a pixel of its tiles has, and without it nothing "
-            "else can be brought to their size",
-            where=run.folder,
-            remedy="Give --study-mpp: the µm a pixel of its images, divided by its scale "
-            f"({run.study.data.scale or 1:g}). In a new study, image_mpp under [data] says it.",
-        )
-    return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from pipeline.commands.options import (
+    F,
     LocalPath,
     batch_option,
     device_option,
@@ -20,41 +23,99 @@ from pipeline.console import Talk, print_json, print_table
 from store.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.slide_windows import Windows
     from stages.encoders import AskedDtype
     from stages.slides.tissue import Threshold
 
-_RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
-_POSITIVE = click.FloatRange(0, min_open=True)
-_WEIGHTS = click.option(
-    "--weights",
-    type=click.Path(path_type=Path, exists=True),
-    help="Weights of the run's encoder, file or folder. [default: the study's, FROSTGRID_WEIGHTS, or the Hub's]",
-)
-_DTYPE = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default=None,
-    help="Precision of the encoder. [default: that of the tokens the run was trained on]",
-)
-_STUDY_MPP = click.option(
-    "--study-mpp",
-    type=_POSITIVE,
-    default=None,
-    help="µm a pixel of the tiles of the run's study, where that does not say it.",
-)
-_OVERLAP = click.option(
-    "--overlap",
-    type=click.FloatRange(0, 0.9),
-    default=0.5,
-    show_default=True,
-    help="How far neighbouring windows overlap, as a share of their side.",
-)
-_CACHE = click.option(
-    "--cache",
-    type=LocalPath(file_okay=False),
-    metavar="DIRECTORY",
-    help="Keep the token grids of all windows there, so that another decoder needs no encoder.",
-)
+
+class Finite(click.FloatRange):
+    """A number within limits: neither infinite nor none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
+
+
+run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
+
+
+def looks_with_a_run(command: F) -> F:
+    """Give a command with a ``run_argument`` the options of how a run looks at images.
+
+    It is called with windows and talk.
+    """
+
+    @functools.wraps(command)
+    def with_windows(
+        run: Path,
+        weights: Path | None,
+        device: str | None,
+        dtype: AskedDtype | None,
+        batch: int | None,
+        threads: int,
+        overlap: float,
+        cache: Path | None,
+        quiet: bool,
+        **others: Any,
+    ) -> Any:
+        # torch takes seconds to load: not for --help
+        from pipeline.engine import chosen_device
+        from pipeline.slide_runs import TrainedRun
+        from pipeline.slide_windows import Backbone, Windows
+
+        if not run.is_dir():
+            raise InputError(
+                "There is no such run",
+                where=run,
+                remedy="Give the folder of a finished run: runs/STUDY/ENCODER/DECODER/seed-….",
+            )
+        talk, trained, target = Talk(quiet=quiet), TrainedRun(run), chosen_device(device)
+        backbone = Backbone(trained, talk, device=target, weights=weights, dtype=dtype or "auto", batch=batch)
+        return command(Windows(trained, backbone, target, threads, overlap, cache), talk, **others)
+
+    for decorate in (
+        quiet_option,
+        json_option,
+        threads_option,
+        batch_option,
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "float16", "bfloat16"]),
+            default=None,
+            help="Precision of the encoder. [default: that of the tokens the run was trained on]",
+        ),
+        device_option,
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path, exists=True),
+            help="Weights of the run's encoder, file or folder. "
+            "[default: the study's, FROSTGRID_WEIGHTS, or the Hub's]",
+        ),
+        click.option(
+            "--cache",
+            type=LocalPath(file_okay=False),
+            metavar="DIRECTORY",
+            help="Keep the token grids of all windows there, so that another decoder needs no encoder.",
+        ),
+        click.option(
+            "--overlap",
+            type=click.FloatRange(0, 0.9),
+            default=0.5,
+            show_default=True,
+            help="How far neighbouring windows overlap, as a share of their side.",
+        ),
+        click.option(
+            "--study-mpp",
+            type=Finite(0, min_open=True),
+            default=None,
+            help="µm a pixel of the tiles of the run's study, where that does not say it.",
+        ),
+    ):
+        with_windows = decorate(with_windows)
+    return cast(F, with_windows)
 
 
 class _TissueType(click.ParamType):  # type: ignore[type-arg]
@@ -78,7 +139,7 @@ class _TissueType(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command()
-@_RUN
+@run_argument
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
 @click.option(
     "--output",
@@ -88,8 +149,9 @@ class _TissueType(click.ParamType):  # type: ignore[type-arg]
     metavar="DIRECTORY",
     help="Where the results go, in a folder for each slide.",
 )
-@click.option("--mpp", type=_POSITIVE, default=None, help="µm a pixel of slides that do not say it.")
-@_STUDY_MPP
+@click.option(
+    "--mpp", type=Finite(0, min_open=True), default=None, help="µm a pixel of slides that do not say it."
+)
 @click.option(
     "--tissue",
     type=_TissueType(),
@@ -97,47 +159,32 @@ class _TissueType(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="Where to look: at what is stained (auto), more so than a threshold, or everywhere (all).",
 )
-@_OVERLAP
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=None,
     help="µm that the outlines of annotations may be moved by smoothing. [default: two pixels of the map]",
 )
 @click.option(
     "--min-area",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=None,
     help="µm² below which annotations are dropped and holes filled. [default: the area of one token]",
 )
 @click.option("--probabilities", is_flag=True, help="Write class probabilities, too, as zarr.")
-@_CACHE
-@_WEIGHTS
-@device_option
-@_DTYPE
-@batch_option
-@threads_option
-@json_option
-@quiet_option
+@looks_with_a_run
 def predict(
-    run: Path,
+    windows: Windows,
+    talk: Talk,
     slides: Sequence[Path],
     output: Path,
     mpp: float | None,
     study_mpp: float | None,
     tissue: Threshold,
-    overlap: float,
     tolerance: float | None,
     min_area: float | None,
     probabilities: bool,
-    cache: Path | None,
-    weights: Path | None,
-    device: str | None,
-    dtype: AskedDtype | None,
-    batch: int | None,
-    threads: int,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Map slides with a trained decoder: RUN is its folder, runs/STUDY/ENCODER/DECODER/seed-….
 
@@ -148,9 +195,7 @@ def predict(
     from pipeline.slide_results import Wishes
     from pipeline.slides import SlideMaker
 
-    talk = Talk(quiet=quiet)
-    windows = _windows(run, talk, weights, device, dtype, batch, threads, overlap, cache)
-    wishes = Wishes(mpp, study_mpp, tissue, overlap, tolerance, min_area, probabilities)
+    wishes = Wishes(mpp, study_mpp, tissue, windows.overlap, tolerance, min_area, probabilities)
     outcomes = SlideMaker(windows, wishes, output, talk).all(slides)
     if as_json:
         print_json([outcome.to_json() for outcome in outcomes])
@@ -168,7 +213,7 @@ def predict(
 
 
 @click.command()
-@_RUN
+@run_argument
 @click.argument("data", type=click.Path(path_type=Path), metavar="STUDY|FOLDER")
 @click.option(
     "--split",
@@ -184,31 +229,15 @@ def predict(
     metavar="DIRECTORY",
     help="Where results.csv and tiles.csv go. [default: evaluations/DATA/ENCODER-DECODER-SEED]",
 )
-@_STUDY_MPP
-@_OVERLAP
-@_CACHE
-@_WEIGHTS
-@device_option
-@_DTYPE
-@batch_option
-@threads_option
-@json_option
-@quiet_option
+@looks_with_a_run
 def evaluate(
-    run: Path,
+    windows: Windows,
+    talk: Talk,
     data: Path,
     split: str,
     output: Path | None,
     study_mpp: float | None,
-    overlap: float,
-    cache: Path | None,
-    weights: Path | None,
-    device: str | None,
-    dtype: AskedDtype | None,
-    batch: int | None,
-    threads: int,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Score a trained decoder on other labelled images, whole and of any size, brought to the run's resolution.
 
@@ -217,38 +246,11 @@ def evaluate(
     """
     from pipeline.slide_evaluation import evaluated, labelled_data, score_table, write_scores
 
-    talk = Talk(quiet=quiet)
-    windows = _windows(run, talk, weights, device, dtype, batch, threads, overlap, cache)
-    score = evaluated(windows, labelled_data(windows.run, data, threads), split, study_mpp, talk)
+    work = labelled_data(windows.run, data, windows.threads)
+    score = evaluated(windows, work, split, study_mpp, talk)
     write_scores(score, output or score.default_folder)
     if as_json:
         print_json(score.to_json())
     else:
         click.echo(score.title)
         print_table(score_table(score))
-
-
-def _windows(
-    run: Path,
-    talk: Talk,
-    weights: Path | None,
-    device: str | None,
-    dtype: AskedDtype | None,
-    batch: int | None,
-    threads: int,
-    overlap: float,
-    cache: Path | None,
-) -> Any:
-    from pipeline.engine import chosen_device
-    from pipeline.slide_runs import Backbone, TrainedRun
-    from pipeline.slides import Windows
-
-    if not run.is_dir():
-        raise InputError(
-            "There is no such run",
-            where=run,
-            remedy="Give the folder of a finished run: runs/STUDY/ENCODER/DECODER/seed-….",
-        )
-    trained, target = TrainedRun(run), chosen_device(device)
-    backbone = Backbone(trained, talk, device=target, weights=weights, dtype=dtype or "auto", batch=batch)
-    return Windows(trained, backbone, target, threads, overlap, cache)

@@ -16,6 +16,9 @@ from store.errors import InputError
 
 _STRIP_PIXELS = 1 << 22  # of a level that are decoded at a time for a small picture of the slide
 _AS_FINE = 1 + 1e-6
+SMALLEST_STEP = (
+    1 / 32
+)  # pixels of level 0 a map pixel; below it would be magnified beyond all sense, and all memory
 _REACH = 3  # pixels beyond a square that its resampling touches, at most
 
 
@@ -24,16 +27,19 @@ class ScaledSlide:
 
     The map begins at the slide's top left corner and is ``height`` × ``width`` map pixels: those whose centre lies on
     the slide. Squares are resampled by :func:`stages.tiles.views.render` from the coarsest level that is at least as
-    fine, as tiles are from their images. Beyond the slide it goes on by reflection.
+    fine, as tiles are from their images. Beyond the slide it goes on by reflection. Raises :class:`InputError` for a
+    ``step`` at which the whole slide would be less than a pixel, or one of its pixels more than 32 a side.
     """
 
     def __init__(self, source: SlideSource, step: float) -> None:
-        if not (math.isfinite(step) and step > 0):
+        full = source.levels[0]
+        if not SMALLEST_STEP <= step <= max(full.height, full.width):
             raise InputError(
-                f"a pixel of the study cannot span {step} pixels of the slide", where=source.path
+                f"a pixel of the study would span {step:g} pixels of the slide, which is {full.width} × {full.height}",
+                where=source.path,
+                remedy="Correct the µm a pixel that is said of the slide, or of the study's tiles.",
             )
         self.source, self.step = source, step
-        full = source.levels[0]
         self.height, self.width = (max(1, math.ceil(side / step - 0.5)) for side in (full.height, full.width))
         self.level = _level(source, step)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.batching import Batches
 from stages.tiles.views import view_sha256
-from store import GridSpec, GridStore, ViewKey, ViewRow
+from store import GridReader, GridSpec, GridStore, ViewKey, ViewRow
 from store.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -67,6 +67,7 @@ class KeptTokens:
     def __init__(self, batches: Callable[[], Batches], store: GridStore) -> None:
         self._encoded = EncodedTokens(batches)
         self._store = store
+        self._reader: GridReader | None = None  # kept: a slide makes a part a row of windows
         self.kept = 0
 
     @property
@@ -81,7 +82,7 @@ class KeptTokens:
         for window, name, digest in zip(windows, names, digests, strict=True):
             rows[digest] = ViewRow(digest, 0, name, digest)
             pixels[digest] = window
-        reader = self._store.reader()
+        reader = self._store.reader() if self._reader is None else self._reader
         missing = set(reader.missing([row.key for row in rows.values()]))
         before = self.encoded
         if missing:
@@ -94,6 +95,7 @@ class KeptTokens:
                         )
                         self._store.write(task, ((grid, None) for grid in made))
             reader = self._store.reader()
+        self._reader = reader
         for digest, window, name in zip(digests, windows, names, strict=True):
             if (key := ViewKey(digest, 0)) in reader:
                 yield reader.read(key)

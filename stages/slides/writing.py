@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from store.durable import sync_file, sync_folder
+
 
 @contextmanager
 def flushed(path: Path) -> Iterator[BinaryIO]:
@@ -21,8 +23,7 @@ def flushed(path: Path) -> Iterator[BinaryIO]:
 def flush_folder(folder: Path) -> None:
     """Flush every file and folder in ``folder``, and itself."""
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from shapely.geometry import Point, shape
 from slides_kit import STUDY, annotations, coloured_slide, run_of, trained
 from studykit import frostgrid, write_study
 
+from pipeline.console import Talk
+from pipeline.slide_results import SlideFolder
 from store.leases import hold
 
 FILES = ("map.ome.tif", "annotations.geojson", "summary.csv", "thumbnail.png")
@@ -297,3 +300,42 @@ def test_what_is_no_run_is_refused(slide: Path, run: Path, tmp_path: Path) -> No
 
 def test_tissue_is_a_word_or_a_number(run: Path, slide: Path) -> None:
     assert frostgrid("predict", run, slide, "--tissue", "some").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--tolerance", "nan"), ("--min-area", "inf"), ("--mpp", "nan"), ("--study-mpp", "inf")],
+)
+def test_numbers_are_finite(run: Path, slide: Path, option: str, value: str) -> None:
+    done = frostgrid("predict", run, slide, option, value)
+    assert done.exit_code == 2 and f"'{value}' is no finite number" in done.stderr
+
+
+@pytest.mark.parametrize("mpp", ["1e-9", "1e4"])
+def test_a_resolution_that_cannot_be_is_refused(run: Path, tmp_path: Path, mpp: str) -> None:
+    Image.fromarray(np.full((300, 300, 3), 200, np.uint8)).save(tmp_path / "plain.png")
+    done = frostgrid("predict", run, tmp_path / "plain.png", "--output", tmp_path / "out", "--mpp", mpp)
+    refused(done, "pixels of the slide, which is 300 × 300")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_that_find_a_slide_done_and_its_work_left_all_keep_it(mapped: Path, tmp_path: Path) -> None:
+    shutil.copytree(mapped, tmp_path / "disc")
+    record = json.loads((mapped / "slide.json").read_text(encoding="utf-8"))
+    folder = SlideFolder(tmp_path / "disc", record["parameters"], ("Red", "Green"), 1.0)
+    folder.work.mkdir()
+    for number in range(3000):
+        (folder.work / f"band-{number:05d}.npz").touch()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: folder.kept(Talk(quiet=True)), range(3)))
+    assert [size for size, _ in filter(None, found)] == [(650, 500)] * 3
+    assert not folder.work.exists()
+
+
+def test_a_record_that_lists_no_files_is_taken_for_damaged(mapped: Path, tmp_path: Path) -> None:
+    told = json.loads((mapped / "slide.json").read_text(encoding="utf-8"))["parameters"]
+    folder = SlideFolder(tmp_path / "disc", told, ("Red", "Green"), 1.0)
+    folder.work.mkdir()
+    folder.begun(650, 500, Talk(quiet=True))
+    folder.work.rename(tmp_path / "disc")
+    assert folder.kept(Talk(quiet=True)) is None

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from cachekit import Home, parsed, refused
 from encoder_rows import timm_model, tiny, write_row
+from packagekit import Packages
 from safetensors.torch import save_file
-from slides_kit import STUDY, coloured_slide
+from slides_kit import STUDY, coloured_slide, run_of
 from studykit import frostgrid, write_folder
 
 STATE = timm_model(tiny()).state_dict()
@@ -81,3 +82,40 @@ def test_tokens_are_those_of_the_run_whatever_is_the_default(home: Home, run: Pa
             trained.reference, tile_px=32, weights=home.folder / f"{name}.safetensors", dtype=dtype
         )
         assert trained.precision_of(encoder.identity) == wanted
+
+
+DECODER = """
+from torch import nn
+
+class Decoder(nn.Module):
+    def __init__(self, geometry):
+        super().__init__()
+        self.geometry, self.classify = geometry, nn.Conv2d(geometry.width_in, geometry.classes, 1)
+
+    def forward(self, tokens):
+        return self.geometry.fit(self.classify(tokens))
+
+def build(geometry):
+    return Decoder(geometry)
+"""
+
+
+def test_a_run_of_an_installed_decoder_wants_the_version_it_was_trained_with(
+    tmp_path: Path, packages: Packages
+) -> None:
+    entries = "[frostgrid.decoders]\nmine = ours\n"
+    packages.install("ours", DECODER, entries=entries)
+    text = STUDY.replace('"linear"', '"mine"').replace("epochs = 30", "epochs = 2")
+    made = Home(tmp_path, text=text.replace("validate_every = 10", "validate_every = 2"))
+    assert made.run("run").exit_code == 0
+    slide = coloured_slide(tmp_path / "disc.tif", (300, 200), [(150.0, 100.0, 80.0)], levels=(1,))
+    command = ("predict", run_of(made, "mine"), slide, "--output", tmp_path / "out")
+    assert frostgrid(*command).exit_code == 0
+    packages.remove("ours")
+    refused(frostgrid(*command), "trained with the decoder mine of ours 1.0, which is not installed here")
+    packages.install("ours", DECODER, entries=entries, version="2.0")
+    refused(
+        frostgrid(*command),
+        "trained with the decoder mine of ours 1.0, which is ours 2.0 here",
+        "Install ours 1.0",
+    )

@@ -87,6 +87,32 @@ def test_images_that_the_run_was_trained_on_are_called_so(learned: Home, tmp_pat
     assert "trained or selected on" in done.stderr
 
 
+def test_images_are_known_again_by_another_path_and_under_another_split(
+    learned: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = run_of(learned).absolute(), ("--output", tmp_path / "out", "--json")
+    monkeypatch.chdir(learned.folder)
+    done = frostgrid("evaluate", run, "data", *out)
+    assert parsed(done)["trained_on_these"] is True
+    assert "trained or selected on 4 of these 8 images" in done.stderr
+    text = STUDY.format(root=learned.folder / "data")
+    other = text.replace("train = 3, val = 1, test = 2, seed = 0", "train = 1, val = 1, test = 6, seed = 5")
+    done = frostgrid("evaluate", run, write_study(tmp_path, other, "other"), "--split", "test", *out)
+    assert parsed(done)["trained_on_these"] is True
+    done = frostgrid("evaluate", run, learned.study, "--split", "test", *out)
+    assert parsed(done)["trained_on_these"] is False
+
+
+def test_a_runs_own_images_have_the_runs_own_scale(home: Home, tmp_path: Path) -> None:
+    text = home.study.read_text(encoding="utf-8")
+    assert "scale" not in text.replace("grayscale", "")
+    other = write_study(tmp_path, text.replace("tile_px = ", "scale = 0.5\ntile_px = "), "other")
+    run = run_of(home)
+    parsed(frostgrid("evaluate", run, other, "--output", tmp_path / "a", "--json"))
+    parsed(frostgrid("evaluate", run, home.study, "--output", tmp_path / "b", "--json"))
+    assert (tmp_path / "a" / "tiles.csv").read_bytes() == (tmp_path / "b" / "tiles.csv").read_bytes()
+
+
 def test_other_classes_are_refused_and_named(learned: Home, tmp_path: Path) -> None:
     write_folder(tmp_path / "other", images=2)
     study = write_study(tmp_path, STUDY.format(root=tmp_path / "other").replace("Green", "Blue"), "other")

@@ -135,6 +135,24 @@ def test_a_damaged_band_is_an_error_and_no_labels(tmp_path: Path) -> None:
         folder.band(0)
 
 
+def test_whichever_byte_of_a_band_is_changed_it_gives_the_labels_that_were_put_or_an_error(
+    tmp_path: Path,
+) -> None:
+    whole = (np.add.outer(np.arange(64), np.arange(90)) // 7 % 3).astype(np.uint8)
+    folder = BandFolder(tmp_path, 64, 90)
+    folder.put(Band(0, whole, None))
+    (path,) = tmp_path.glob("band-*")
+    good = path.read_bytes()
+    refused = 0
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x81]) + good[at + 1 :])
+        try:
+            np.testing.assert_array_equal(folder.band(0).labels, whole)
+        except VerificationError:
+            refused += 1
+    assert refused > len(good) // 2
+
+
 def test_probabilities_are_a_zarr_array_that_names_its_classes(tmp_path: Path) -> None:
     bands = [band(0, BAND_ROWS, 300), band(BAND_ROWS, 20, 300)]
     size = (BAND_ROWS + 20, 300)

@@ -63,6 +63,14 @@ def test_the_coarsest_level_that_is_as_fine_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(from_level, source.read(1, 20, 20, 100, 100))
 
 
+@pytest.mark.parametrize("step", [0.0, 0.03, 65.0, float("inf"), float("nan")])
+def test_pixels_that_no_map_of_the_slide_has_are_refused(step: float) -> None:
+    with pytest.raises(InputError, match="would span") as caught:
+        slide(image(64, 48), step)
+    assert caught.value.remedy
+    assert slide(image(64, 48), 64.0).height == 1
+
+
 @pytest.mark.parametrize(
     ("size", "step", "factor"), [((64, 48), 1.0, 4), ((65, 47), 1.0, 4), ((64, 48), 2.0, 3)]
 )
@@ -88,8 +96,3 @@ def test_the_label_of_a_map_pixel_is_the_one_under_its_centre() -> None:
     mask = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8)
     np.testing.assert_array_equal(slide(image(6, 8), 2.0).nearest(mask), mask[1::2, 1::2])
     np.testing.assert_array_equal(slide(image(6, 8), 1.0).nearest(mask), mask)
-
-
-def test_a_step_that_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="cannot span"):
-        slide(image(4, 4), 0.0)
