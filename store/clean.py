@@ -27,7 +27,10 @@ def leftovers(root: Path) -> list[Superfluous]:
     """Return what ended writers have left anywhere below ``root``: temporary files, complete for nobody."""
     found: list[Superfluous] = []
     for folder, names, _ in os.walk(root):
-        gone = abandoned(Path(folder))
+        try:
+            gone = abandoned(Path(folder))
+        except FileNotFoundError:  # somebody seals a part just now, say, and removes what it no longer needs
+            continue
         # what lies in an abandoned folder goes with it
         names[:] = [name for name in names if Path(folder, name) not in gone]
         found += [Superfluous(path, "left behind by a writer that has ended", size_of(path)) for path in gone]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FrostgridError(Exception):
@@ -22,6 +22,20 @@ class FrostgridError(Exception):
         self.remedy = remedy
         place = "" if where is None else f" [{where}]"
         super().__init__(f"{what}{place}." + (f" {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (
+            type(self),
+            self.args,
+            self.__dict__,
+        )  # its text is made of other arguments than it keeps
+
+
+def _again(kind: type[FrostgridError], args: tuple[Any, ...], state: dict[str, Any]) -> FrostgridError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(FrostgridError):

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from store.documents import decode, encode_legibly, read_bytes
+from store.description import RESTORE, SLUG, VERSION, Description, nothing
+from store.documents import read_bytes
 from store.durable import put_folder, storage_errors, sweep
-from store.errors import (
-    FrostgridError,
-    IdentityMismatch,
-    InputError,
-    NoCache,
-    OtherCache,
-    StorageError,
-    VerificationError,
-)
-from store.identity import canonical_json, differences, fingerprint
+from store.errors import FrostgridError, InputError, NoCache, StorageError, VerificationError
+from store.identity import canonical_json
 from store.int8 import MAX_ERROR
-from store.layout import MAX_PART_SHARDS, group_metadata, shard_views, to_bytes
-from store.leases import hold
+from store.layout import MAX_PART_SHARDS, MAX_PART_VIEWS, group_metadata, shard_views, to_bytes
+from store.leases import Holder, hold, holder
 from store.parts import Part, create_part, load_part, part_folders
 from store.planning import assign, check_pixels, survey
 from store.reader import GridReader
@@ -38,10 +30,6 @@ from store.whereabouts import count_views
 from store.writer import settle, write_shard
 
 __all__ = ["GridReader", "GridSpec", "GridStore", "ShardTask", "StoreStatus", "ViewKey", "ViewRow"]
-
-VERSION = 1
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
-_RESTORE = "Restore cache.json from a copy of the cache."
 
 
 @dataclass(frozen=True)
@@ -77,21 +65,21 @@ class GridStore:
         ``NoCache`` if there is none at all, ``IdentityMismatch`` if it holds grids of another form, ``StorageError`` if
         it cannot be made.
         """
-        if not _SLUG.fullmatch(slug):
+        if not SLUG.fullmatch(slug):
             raise InputError(
-                "The name of a cache has letters, digits and . _ @ + - only, and starts with a letter or digit",
+                "The name of a cache has up to 200 letters, digits and . _ @ + -, and starts with a letter or digit",
                 where=slug,
                 remedy="Choose another name.",
             )
-        wanted = json.loads(canonical_json(identity))
-        path = root / f"{slug}-{fingerprint(wanted)[:12]}"
+        wanted = Description(slug, json.loads(canonical_json(identity)), spec, dict(provenance))
+        path = root / wanted.folder
         if create and file_size(path / "cache.json") is None:
-            _create(path, slug, wanted, spec, provenance)
+            put_cache(path, slug, wanted.key, wanted.written())
         if not path.is_dir():
-            raise _nothing(root, slug, wanted, path)
+            others = [(store.path, store.identity) for store in cls.beside(root, slug)]
+            raise nothing(slug, wanted.identity, path, others)
         store = cls.open(path)
-        found = {**store.identity, "grid": store.spec.to_json()}
-        _refuse_differences(found, {**wanted, "grid": spec.to_json()}, path)
+        wanted.refuse_other(store.identity, store.spec, path)
         return store
 
     @classmethod
@@ -104,7 +92,7 @@ class GridStore:
         file = path / "cache.json"
         data = read_bytes(file)
         if data is None and path.is_dir() and part_folders(path):
-            raise VerificationError("The cache has lost its description", where=file, remedy=_RESTORE)
+            raise VerificationError("The cache has lost its description", where=file, remedy=RESTORE)
         if data is None:
             remedy = "Give the folder that holds cache.json, or extract first."
             raise NoCache("There is no cache here", where=path, remedy=remedy)
@@ -116,22 +104,8 @@ class GridStore:
 
         The folder is not looked at. Errors as for ``open``.
         """
-        document = decode("cache", VERSION, data, file, _RESTORE)
-        try:
-            key, slug, identity = str(document["key"]), str(document["slug"]), dict(document["identity"])
-            spec, provenance = GridSpec.from_json(document["grid"]), dict(document["provenance"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise VerificationError(
-                "The description of the cache is incomplete", where=file, remedy=_RESTORE
-            ) from error
-        if fingerprint(identity) != key:
-            raise VerificationError(
-                f"The identity in the file was changed: it gives the key {fingerprint(identity)[:12]}, "
-                f"the file says {key[:12]}",
-                where=file,
-                remedy=_RESTORE,
-            )
-        return cls(path, key, slug, identity, spec, provenance)
+        found = Description.read(data, file)
+        return cls(path, found.key, found.slug, found.identity, found.spec, found.provenance)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GridStore.open, (self.path,)
@@ -203,14 +177,33 @@ class GridStore:
         sweep(self.path)
         return tasks
 
+    def task(self, part: str, shard: int) -> ShardTask:
+        """Return the task of a shard that is known by the name of its part and its number.
+
+        Raises ``ValueError`` for a shard that the part does not have, and as ``open`` where there is no such part.
+        """
+        found = self._part_named(part)
+        if not 0 <= shard < found.shards:
+            raise ValueError(f"{part} has no shard {shard}")
+        return ShardTask(part, shard, found.shard_rows(shard))
+
+    def holder(self, task: ShardTask) -> Holder | None:
+        """Return who has claimed a shard, None where nobody has."""
+        return holder(self._part(task).lease_folder, task.shard)
+
     @contextmanager
-    def lease(self, task: ShardTask) -> Iterator[bool]:
-        """Claim a shard for the block; yields ``False`` if a live writer has it or it was finished meanwhile."""
+    def lease(
+        self, task: ShardTask, *, about: Mapping[str, Any] | None = None, gone: Collection[str] = ()
+    ) -> Iterator[bool]:
+        """Claim a shard for the block; yields ``False`` if a live writer has it or it was finished meanwhile.
+
+        ``about`` and ``gone`` as for :func:`store.leases.hold`.
+        """
         part = self._part(task)
         record = part.record(task.shard)
         done = record is not None and part.intact(record)
         if not done:
-            with hold(part.lease_folder, task.shard) as held:
+            with hold(part.lease_folder, task.shard, about=about, gone=gone) as held:
                 done = held and settle(part, task.shard)
                 if not done:
                     yield held
@@ -265,35 +258,24 @@ class GridStore:
         self._loaded.update(found)
         return list(found.values())
 
-    def _part(self, task: ShardTask) -> Part:
-        folder = self.path / task.part
+    def _part_named(self, name: str) -> Part:
+        folder = self.path / name
         part = self._loaded.get(folder) or load_part(folder, self.key, self.spec)
         self._loaded[folder] = part
+        return part
+
+    def _part(self, task: ShardTask) -> Part:
+        part = self._part_named(task.part)
         if not 0 <= task.shard < part.shards or part.shard_rows(task.shard) != task.rows:
             raise ValueError(f"{task.part} has no shard {task.shard} of the rows of this task")
         return part
 
     def _add(self, rows: Sequence[ViewRow], slots: int | None) -> None:
         slots = slots or shard_views(self.spec, len(rows))
-        step = slots * MAX_PART_SHARDS
+        step = slots * max(1, min(MAX_PART_SHARDS, MAX_PART_VIEWS // slots))
         with storage_errors(self.path):
             for start in range(0, len(rows), step):
                 create_part(self.path, self.key, self.spec, rows[start : start + step], slots)
-
-
-def _create(
-    path: Path, slug: str, identity: dict[str, Any], spec: GridSpec, provenance: Mapping[str, Any]
-) -> None:
-    key = fingerprint(identity)
-    description = {
-        "slug": slug,
-        "key": key,
-        "identity": identity,
-        "grid": spec.to_json(),
-        "provenance": dict(provenance),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    put_cache(path, slug, key, encode_legibly("cache", VERSION, description))
 
 
 def cache_group(slug: str, key: str) -> bytes:
@@ -323,29 +305,4 @@ def within_a_cache(where: str | Path) -> InputError:
         "This is a cache, and caches are not written into one another",
         where=where,
         remedy="Give the folder of caches it lies in.",
-    )
-
-
-def _refuse_differences(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
-    fields = [str(difference) for difference in differences(found, wanted)]
-    if fields:
-        raise IdentityMismatch(
-            f"The cache was made from something else: {'; '.join(fields)}",
-            where=where,
-            remedy="Set these fields back to use the cache, or extract with the new ones into another [cache] root.",
-        )
-
-
-def _nothing(root: Path, slug: str, wanted: Mapping[str, Any], path: Path) -> NoCache:
-    """Return what to say where the wanted store is not: which fields the most similar one beside it differs in."""
-    others = [
-        (list(differences(store.identity, wanted)), store.path) for store in GridStore.beside(root, slug)
-    ]
-    if not others:
-        return NoCache(f"There is no cache of {slug} here", where=path, remedy="Extract first.")
-    fields, folder = min(others, key=lambda other: (len(other[0]), other[1].name))
-    return OtherCache(
-        f"There is no cache of {slug} made this way; the nearest one differs in {'; '.join(map(str, fields))}",
-        where=folder,
-        remedy="Set these fields back to use that cache, or extract with the new ones: that makes a cache beside it.",
     )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from store.durable import commit_exclusive, new_partial, storage_errors, write_all
 from store.processes import Process
@@ -21,16 +24,42 @@ from store.processes import Process
 TTL_S = 600.0
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a shard, for whoever may know better whether it still lives.
+
+    ``token`` names this one claim, and at a place its last sign of life; ``about`` is what the holder said of itself.
+    """
+
+    token: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def claim_of(about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a new claim of this process as JSON has it, ``about`` being what it says of itself."""
+    process = Process.current().to_json()
+    return {**process, "uuid": uuid.uuid4().hex, "started": time.time(), "about": dict(about or {})}
+
+
 @contextmanager
-def hold(folder: Path, shard: int, ttl: float = TTL_S) -> Iterator[bool]:
+def hold(
+    folder: Path,
+    shard: int,
+    ttl: float = TTL_S,
+    *,
+    about: Mapping[str, Any] | None = None,
+    gone: Collection[str] = (),
+) -> Iterator[bool]:
     """Hold the lease on ``shard`` for the block; yields ``False`` where another live process has it.
 
     The lease is touched ten times per ``ttl`` seconds while it is held. One that was not touched for ``ttl``
-    seconds, or whose process has died on this machine, no longer counts. Where ``folder`` is gone there is nothing
-    left to claim, and ``False`` is yielded. Raises ``StorageError``.
+    seconds, or whose process has died on this machine, no longer counts, nor does one whose token (see :func:`holder`)
+    is among those that the caller knows to be ``gone``: should it be mistaken, a shard is made twice, and the first to
+    be finished stands. ``about`` is for others to read. Where ``folder`` is gone there is nothing left to claim, and
+    ``False`` is yielded. Raises ``StorageError``.
     """
     with storage_errors(folder):
-        lease = _acquire(folder, shard, ttl)
+        lease = _acquire(folder, shard, _Judge(ttl, frozenset(gone)), about)
     if lease is None:
         yield False
         return
@@ -46,16 +75,62 @@ def hold(folder: Path, shard: int, ttl: float = TTL_S) -> Iterator[bool]:
         _release(path, descriptor)
 
 
-def _acquire(folder: Path, shard: int, ttl: float) -> tuple[Path, int] | None:
-    gone = _gone_leases(folder, shard, ttl)
+def held(folder: Path, ttl: float = TTL_S) -> set[int]:
+    """Return the shards that live processes hold the leases on; nothing is changed, and ``folder`` may be missing."""
+    try:
+        paths = list(folder.iterdir())
+    except OSError:
+        return set()
+    named = [path for path in paths if re.fullmatch(r"\d+\.\d+", path.name)]
+    judge = _Judge(ttl)
+    return {int(path.name.partition(".")[0]) for path in named if not judge.is_gone(path)}
+
+
+def holder(folder: Path, shard: int, ttl: float = TTL_S) -> Holder | None:
+    """Return who holds the lease on ``shard``; None where nobody does, or nothing can be read of it."""
+    judge = _Judge(ttl)
+    with suppress(OSError):
+        for path in sorted(folder.glob(f"{shard}.*")):
+            if path.suffix[1:].isdecimal() and not judge.is_gone(path):
+                with suppress(ValueError, KeyError, TypeError):
+                    claim = json.loads(path.read_bytes())
+                    return Holder(str(claim["uuid"]), dict(claim.get("about") or {}))
+    return None
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Tells whether the holder of a lease no longer counts."""
+
+    ttl: float
+    tokens: frozenset[str] = frozenset()
+
+    def is_gone(self, path: Path) -> bool:
+        try:
+            touched = path.stat().st_mtime
+            claim = json.loads(path.read_bytes())
+            process = Process.from_json(claim)
+        except FileNotFoundError:
+            return True
+        except ValueError:
+            claim, process = None, None  # not legible, so its age decides
+        if time.time() - touched >= self.ttl or (process is not None and process.certainly_dead()):
+            return True
+        return isinstance(claim, dict) and claim.get("uuid") in self.tokens
+
+
+def _acquire(
+    folder: Path, shard: int, judge: _Judge, about: Mapping[str, Any] | None
+) -> tuple[Path, int] | None:
+    gone = _gone_leases(folder, shard, judge)
     if gone is None:
         return None
     path = folder / f"{shard}.{max(gone) + 1 if gone else 0}"
-    descriptor = _create(path)
+    descriptor = _create(path, about)
     if descriptor is None:
         return None
     # Whoever looked before we came may have claimed another number. Both look once more, so at most one goes on.
-    others = _gone_leases(folder, shard, ttl, besides=path)
+    others = _gone_leases(folder, shard, judge, besides=path)
     if others is None:
         _release(path, descriptor)
         return None
@@ -64,7 +139,7 @@ def _acquire(folder: Path, shard: int, ttl: float) -> tuple[Path, int] | None:
     return path, descriptor
 
 
-def _gone_leases(folder: Path, shard: int, ttl: float, besides: Path | None = None) -> set[int] | None:
+def _gone_leases(folder: Path, shard: int, judge: _Judge, besides: Path | None = None) -> set[int] | None:
     """Return the numbers of the leases whose holders are gone, or ``None`` if one is alive (or the folder gone)."""
     try:
         names = [path.name.split(".") for path in folder.iterdir()]
@@ -75,24 +150,12 @@ def _gone_leases(folder: Path, shard: int, ttl: float, besides: Path | None = No
     }
     for number in numbers:
         path = folder / f"{shard}.{number}"
-        if path != besides and not _is_gone(path, ttl):
+        if path != besides and not judge.is_gone(path):
             return None
     return numbers if besides is None else numbers - {int(besides.suffix[1:])}
 
 
-def _is_gone(path: Path, ttl: float) -> bool:
-    try:
-        touched = path.stat().st_mtime
-        holder = Process.from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return True
-    except ValueError:
-        holder = None  # not legible, so its age decides
-    return time.time() - touched >= ttl or (holder is not None and holder.certainly_dead())
-
-
-def _create(path: Path) -> int | None:
-    holder = {**Process.current().to_json(), "uuid": uuid.uuid4().hex, "started": time.time()}
+def _create(path: Path, about: Mapping[str, Any] | None = None) -> int | None:
     # Complete before it has its name: a lease without a holder would have to be respected until it is old.
     partial = new_partial(path)
     held = False
@@ -101,7 +164,7 @@ def _create(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        write_all(descriptor, json.dumps(holder).encode())
+        write_all(descriptor, json.dumps(claim_of(about)).encode())
         os.fsync(descriptor)  # or it is empty after a power loss
         held = commit_exclusive(partial, path)
     except FileNotFoundError:

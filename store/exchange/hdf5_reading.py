@@ -22,6 +22,7 @@ import numpy as np
 from h5py import h5a, h5d, h5t, h5z
 from numpy.typing import NDArray
 
+from store.description import SLUG
 from store.errors import AccessError, FrostgridError, InputError, VerificationError
 from store.exchange.hdf5_form import (
     COORDINATES,
@@ -39,7 +40,6 @@ MAX_TEXT_BYTES = 64 << 20  # of one attribute
 MAX_LABEL_BYTES = 1 << 16  # of one view's name or metadata
 _SHA = re.compile(r"[0-9a-f]{64}")
 _FILTERS: tuple[list[int], ...] = ([], [h5z.FILTER_DEFLATE], [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE])
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}")
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, zlib.error)
 _UNTOUCHED = "nothing was taken from it"
 _KEPT = "what was stored of it so far was checked and stays"
@@ -249,11 +249,7 @@ def _content(
     said: Mapping[str, str], columns: Mapping[str, NDArray[Any]], dataset: h5py.Dataset, path: Path, size: int
 ) -> Content:
     identity, provenance = json.loads(said["identity"]), json.loads(said["provenance"])
-    if (
-        not isinstance(identity, dict)
-        or not isinstance(provenance, dict)
-        or not _SLUG.fullmatch(said["slug"])
-    ):
+    if not isinstance(identity, dict) or not isinstance(provenance, dict) or not SLUG.fullmatch(said["slug"]):
         raise _Fault("its identity, provenance or slug is not that of a cache")
     if fingerprint(identity) != said["key"]:
         raise _Fault(f"its identity gives the key {fingerprint(identity)[:12]}, it says {said['key'][:12]}")

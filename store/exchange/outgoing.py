@@ -19,6 +19,7 @@ from store.durable import (
     storage_error,
     storage_errors,
     sweep,
+    sync_file,
     sync_folder,
 )
 from store.errors import ImpossiblePath, InputError, StorageError
@@ -52,7 +53,7 @@ def new_file(path: Path) -> Iterator[Path]:
             make_folder(path.parent)
             sweep(path.parent)
             yield partial
-            _flush(partial)
+            sync_file(partial)
             if not commit_exclusive(partial, path):
                 raise _taken(path)
     finally:
@@ -75,7 +76,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             for file in partial.iterdir():
-                _flush(file)
+                sync_file(file)
             sync_folder(partial)
             try:
                 partial.rename(path)
@@ -204,14 +205,6 @@ def _taken(path: Path) -> InputError:
         where=path,
         remedy="Choose another name, or move what is there away.",
     )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

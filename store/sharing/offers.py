@@ -21,7 +21,7 @@ from store.whereabouts import count_views
 FOLDER = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@+-]*)-[0-9a-f]{12}")
 MAX_DOCUMENT_BYTES = 1 << 30
 _READERS = 16
-_LOOKS = 3
+LOOKS = 3
 _AGAIN = "Push the cache again from where it is whole, or remove the folder there."
 
 
@@ -70,7 +70,7 @@ class Offer:
         return f"{self.place.url}/{self.folder}/{name}"
 
 
-class _Moved(Exception):
+class Moved(Exception):
     """The cache has changed between its listing and the reading of its documents."""
 
 
@@ -118,12 +118,12 @@ def offer_at(place: Place, folder: str) -> Offer:
         raise InputError(
             "This is not the name of a folder", where=folder, remedy="Give one name without a slash."
         )
-    for _ in range(_LOOKS - 1):
-        with suppress(_Moved):
+    for _ in range(LOOKS - 1):
+        with suppress(Moved):
             return _read(place, folder)
     try:
         return _read(place, folder)
-    except _Moved as error:
+    except Moved as error:
         what = "The cache keeps changing while it is read"
         raise VerificationError(what, where=f"{place.url}/{folder}", remedy="Try again later.") from error
 
@@ -137,7 +137,8 @@ def read_part(
 ) -> OfferedPart | None:
     """Return the part ``name`` of the cache ``store`` as it lies in ``folder`` at a place, from the listing ``files``.
 
-    ``None`` where it has only just been begun. Raises ``VerificationError`` or ``InputError`` as ``load_part``.
+    ``None`` where it has only just been begun. Raises ``VerificationError`` or ``InputError`` as ``load_part``, and
+    :class:`Moved` where the part was sealed since it was listed.
     """
     part_json = f"{name}/part.json"
     if not files.get(part_json):
@@ -209,7 +210,7 @@ def _records(place: Place, part: Part, files: Mapping[str, int]) -> tuple[dict[i
     with ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(lambda n: place.read(part.marker_path(n).as_posix()), numbers))
     if None in contents:
-        raise _Moved  # sealing has removed it
+        raise Moved  # sealing has removed it
     for number, content in zip(numbers, contents, strict=True):
         record = content and part.marker_record(number, content)
         if record:
@@ -225,7 +226,7 @@ def _document(place: Place, folder: str, name: str, files: Mapping[str, int]) ->
         )
     data = place.read(f"{folder}/{name}")
     if not data:
-        raise _Moved
+        raise Moved
     return data, where
 
 

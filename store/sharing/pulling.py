@@ -56,7 +56,7 @@ def pull(
     faults: list[FrostgridError] = list(offer.faults)
     jobs: list[_Job] = []
     for offered, shards in lacking:
-        here = _part_here(store, offered)
+        here = part_here(store, offered)
         if isinstance(here, InputError):
             faults.append(here)
         else:
@@ -111,7 +111,7 @@ def _lacking(
     return lacking, kept
 
 
-def _part_here(store: GridStore, offered: OfferedPart) -> Part | InputError:
+def part_here(store: GridStore, offered: OfferedPart) -> Part | InputError:
     """Return this side's part of the same table, made if need be and ready to have shards written, or why not."""
     there = offered.part
     with storage_errors(store.path):

@@ -18,12 +18,12 @@ from typing import Any
 from store.documents import read_bytes
 from store.errors import FrostgridError, IdentityMismatch, VerificationError
 from store.grids import GridStore, cache_group, within_a_cache
-from store.parts import load_part, part_folders
+from store.parts import Part, load_part, part_folders
 from store.places.local_place import LocalPlace
 from store.places.place import Place
 from store.records import ShardRecord
 from store.rows import ViewKey
-from store.sharing.offers import offer_at, read_part
+from store.sharing.offers import LOOKS, Moved, offer_at, read_part
 from store.sharing.pulling import pull
 from store.sharing.standing import StandingPart, expect_sound
 from store.sharing.work import Copied, Work, raise_faults
@@ -57,13 +57,13 @@ def push(
     wanted = None if views is None else {ViewKey(*view) for view in views}
     folder = f"{store.slug}-{store.key[:12]}"
     files = place.files(folder)
-    _describe(store, place, folder)
+    describe(store, place, folder)
     faults: list[FrostgridError] = []
     standing: list[tuple[StandingPart, list[ShardRecord]]] = []
     for path in part_folders(store.path):
         here = load_part(path, store.key, store.spec)
         try:
-            part = StandingPart(place, folder, here, read_part(place, store, here.name, files, folder))
+            part, files = _standing(store, place, folder, here, files)
         except VerificationError as fault:
             faults.append(fault)
             continue
@@ -92,7 +92,27 @@ def push(
     return Copied(store, work.shards, work.bytes, kept)
 
 
-def _describe(store: GridStore, place: Place, folder: str) -> None:
+def _standing(
+    store: GridStore, place: Place, folder: str, here: Part, files: dict[str, int]
+) -> tuple[StandingPart, dict[str, int]]:
+    """Return a part as it lies there, and the listing that this was found with: ``files``, or a newer one."""
+    for _ in range(LOOKS):
+        try:
+            return StandingPart(place, folder, here, read_part(place, store, here.name, files, folder)), files
+        except Moved:  # somebody else has sealed it meanwhile
+            files = place.files(folder)
+    raise VerificationError(
+        "The part keeps changing while it is read",
+        where=f"{place.url}/{folder}/{here.name}",
+        remedy="Try again later.",
+    )
+
+
+def describe(store: GridStore, place: Place, folder: str) -> None:
+    """Send the description of a cache to ``folder`` at a place, unless it is there.
+
+    Raises ``IdentityMismatch`` where that of another is there, ``InputError`` where the place is a cache itself.
+    """
     name = f"{folder}/cache.json"
     if not place.read(name):
         if place.read("cache.json"):

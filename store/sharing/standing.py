@@ -95,6 +95,19 @@ class StandingPart:
                 self._note(record)
         return [record for record in open_records if record.id.shard in self.sent]
 
+    def recorded(self, shard: int) -> ShardRecord | None:
+        """Return what is recorded of a shard there now, by its marker or the manifest; None where nothing is.
+
+        Whether the shard itself lies there whole is not looked at.
+        """
+        found = self._marked(shard)
+        if found is None:
+            found = self._sealed().get(shard)
+            self.sealed = found is not None
+        if found is not None:
+            self.listed[shard] = found
+        return found
+
     def mend(self, record: ShardRecord) -> None:
         """Put a shard in the place of one that has a record there and is lost or cut.
 
@@ -167,7 +180,9 @@ class StandingPart:
         ours = {self._marker(shard) for shard in range(self.here.shards)}
         ours.add(self.there.reopened.as_posix())
         folder = self.there.folder.parent.as_posix()
-        self._place.remove(sorted(ours & {f"{folder}/{name}" for name in files if name.startswith(prefix)}))
+        there = {f"{folder}/{name}" for name in files if name.startswith(prefix)}
+        claims = {name for name in there if name.startswith(f"{self.there.lease_folder.as_posix()}/")}
+        self._place.remove(sorted(ours & there | claims))  # those of workers that were lost
 
     def _finished_meanwhile(self, record: ShardRecord) -> bool:
         shard = record.id.shard

@@ -39,8 +39,8 @@ class Wire:
 
     ``requests`` are the (method, path) of what went through; with ``budget`` every connection is cut once that many
     bytes have gone in ``direction`` ("up" to the server, "down" from it), and all after it are refused while
-    ``cut_for_good``. Without ``strangers_may_list`` requests without
-    credentials get no listing; whether they get an object is up to the server.
+    ``cut_for_good``. Without ``strangers_may_list`` requests without credentials get no listing; whether they get an
+    object is up to the server. Without ``strangers_may_read`` they get nothing at all.
     """
 
     target: tuple[str, int]
@@ -50,6 +50,7 @@ class Wire:
     cut_for_good: bool = True
     cuts: int = 0
     strangers_may_list: bool = True
+    strangers_may_read: bool = True
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,7 +96,8 @@ class Wire:
                         self.requests.extend(found)
                     if found and self._unwelcome(data, found[0][1]):
                         sink = source
-                        sink.sendall(_DENIED)
+                        # the answer to HEAD is as long as that to GET, and has nothing after its header
+                        sink.sendall(_DENIED if found[0][0] != "HEAD" else _DENIED.removesuffix(_REASON))
                         break
                 if not self._allowed(len(data), way):
                     sink.sendall(data[: len(data) // 2])
@@ -105,9 +107,9 @@ class Wire:
             _reset(end)
 
     def _unwelcome(self, data: bytes, path: str) -> bool:
-        return (
-            not self.strangers_may_list and "list-type" in path and b"\r\nauthorization:" not in data.lower()
-        )
+        if b"\r\nauthorization:" in data.lower():
+            return False
+        return not self.strangers_may_read or (not self.strangers_may_list and "list-type" in path)
 
     def _allowed(self, count: int, way: str) -> bool:
         with self._lock:

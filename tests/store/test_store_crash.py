@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import storekit as kit
 
 from store import GridStore, processes, verify
+from store.clean import leftovers
 from store.durable import sweep
 from store.processes import partial_token
 
@@ -226,6 +230,26 @@ def test_a_grid_source_that_fails_midway_leaves_nothing_behind(tmp_path: Path) -
         store.write(second, failing())
     assert _partials(store) == [] and kit.finished(store) == kept
     assert kit.fill(store, ROWS) == 1
+
+
+def test_folders_that_go_while_leftovers_are_looked_for_are_no_error(tmp_path: Path) -> None:
+    space, gone = partial_token().split("-")[0], threading.Event()
+    left = tmp_path / f"c.0.{space}-{2**22 + 1}-0123456789ab.partial"  # of a process that there cannot be
+    left.write_bytes(b"x")
+
+    def seal_again_and_again(part: Path) -> None:
+        while not gone.is_set():
+            (part / "_work" / "done").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+
+    with ThreadPoolExecutor(3) as pool:
+        for number in range(3):
+            pool.submit(seal_again_and_again, tmp_path / f"part-{number}")
+        try:
+            found = [leftovers(tmp_path) for _ in range(1500)]
+        finally:
+            gone.set()
+    assert all([one.path for one in each] == [left] for each in found)
 
 
 def test_leftovers_of_living_writers_are_not_swept_until_they_are_an_hour_old(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_of_two_that_claim_a_lease_under_different_numbers_one_gives_way(
 ) -> None:
     create = leases._create
 
-    def late(path: Path) -> int | None:
+    def late(path: Path, about: object) -> int | None:
         _lease_file(tmp_path / "0.5", Process.current())  # claimed after our look and before our claim
         return create(path)
 
