@@ -4,12 +4,14 @@ STUDY ?= studies/puma.toml
 ENCODER ?=
 SEEDS ?=
 CACHE ?=
+WORKERS ?=
 ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OPTIONS = $(if $(CACHE),--cache $(CACHE))
+CREW = $(if $(WORKERS),--workers $(WORKERS))
 ENCODERS = $(if $(ENCODER),--encoder $(ENCODER))
 
 .PHONY: setup demo test test-all lint bench extract train report lock
@@ -23,13 +25,13 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/frostgrid run studies/demo.toml $(OPTIONS)
+	$(BIN)/frostgrid run studies/demo.toml $(OPTIONS) $(CREW)
 
 extract: $(STAMP)
-	$(BIN)/frostgrid extract $(STUDY) $(ENCODERS) $(OPTIONS)
+	$(BIN)/frostgrid extract $(STUDY) $(ENCODERS) $(OPTIONS) $(CREW)
 
 train: $(STAMP)
-	$(BIN)/frostgrid train $(STUDY) $(ENCODERS) $(if $(SEEDS),--seeds $(SEEDS)) $(OPTIONS)
+	$(BIN)/frostgrid train $(STUDY) $(ENCODERS) $(if $(SEEDS),--seeds $(SEEDS)) $(OPTIONS) $(CREW)
 
 report: $(STAMP)
 	$(BIN)/frostgrid report $(STUDY) $(OPTIONS)

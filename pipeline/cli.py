@@ -12,6 +12,7 @@ with ending():  # loading what follows takes a moment, in which people change th
     from pipeline.commands.data import data
     from pipeline.commands.group import ExplainingGroup
     from pipeline.commands.slides import evaluate, predict
+    from pipeline.commands.status import status
     from pipeline.commands.study import extract, plan, report, run, train
     from pipeline.commands.sweep import sweep
     from pipeline.commands.tools import doctor, encoders
@@ -32,6 +33,7 @@ for _command in (
     train,
     sweep,
     report,
+    status,
     compare,
     run,
     plan,

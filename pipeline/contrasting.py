@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.report.conclusions import percent_text
 from pipeline.report.results import Result, collect
 from pipeline.report.summary import clusters_of
@@ -160,8 +158,7 @@ def _tested(work: Workspace, result: Result, common: Sequence[str]) -> tuple[Cou
     """Return the counts (seeds, tiles, C, 3) of the test tiles of the images in ``common`` (all, where none is)."""
     tiles = work.tiles["test"]
     kept = [index for index, tile in enumerate(tiles) if not common or tile.record.id in common]
-    counted = np.stack([run.result.best_counts("test")[kept] for run in result.runs.values()])
-    return counted, [tiles[index] for index in kept]
+    return result.test_counts[:, kept], [tiles[index] for index in kept]
 
 
 def _number(value: float) -> float | None:

@@ -1,35 +1,32 @@
-"""Runs the two stages of a study in this process; what is already there is kept and said."""
+"""Runs the two stages of a study, in this process or by workers; what is already there is kept and said."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline import staging
 from pipeline.backbones import Backbones
 from pipeline.choosing import UnclearCache
-from pipeline.console import Talk, bytes_text
+from pipeline.console import Talk
+from pipeline.extraction import Extraction, InProcess
 from pipeline.job import Job, settings_of
 from pipeline.naming import is_url
 from pipeline.recorded import recorded_runs
 from pipeline.study import Study
 from pipeline.trainer import train_jobs
-from pipeline.whose import refuse_borrowed, weights_text
-from pipeline.workspace import VIEWS, Workspace, slug_of
-from stages.batching import Batches, batches_for
-from stages.encoders import (
-    AskedDtype,
-    canonical_name,
-    download_progress,
-    usable_device,
-)
-from stages.extract import extract, write_views
-from store import GridReader, GridStore
+from pipeline.workspace import Workspace
+from stages.encoders import AskedDtype, canonical_name, usable_device, weights_folder
+from store import GridStore
 from store.errors import InputError, NoCache
 from store.places import open_place
+
+if TYPE_CHECKING:
+    from pipeline.cluster.crew import Crew
 
 STAGE_TO = Path("cache")
 
@@ -107,81 +104,47 @@ def extract_all(
     device: str | None = None,
     batch: int | None = None,
     compile: bool = False,
+    crew: Crew | None = None,
 ) -> None:
     """Stage one for each encoder: the views store first, then the grids that the encoder's cache lacks.
 
     ``batch`` is the number of views encoded at a time, None for as many as fit; ``compile`` as in
-    :func:`stages.encoders.load_encoder`. Whatever can be known of an encoder to be missing or impossible is raised
-    before the first one runs: :class:`InputError` for ``weights`` with more than one encoder, a device that is not
-    here, a precision that an encoder does not have; what the Hub refuses; and whatever is wrong with the data.
+    :func:`stages.encoders.load_encoder`. With a ``crew`` its workers do it, each on its own device. Whatever can be
+    known of an encoder to be missing or impossible is raised before the first one runs: :class:`InputError` for
+    ``weights`` with more than one encoder, a device that is not here, a precision that an encoder does not have, a
+    worker that does not see the caches; what the Hub refuses; and whatever is wrong with the data. Raises
+    :class:`pipeline.cluster.extraction.ShardsFailed` at the end, where workers could not make some of the shards.
     """
     names = chosen_encoders(work.study, asked, weights)
-    target = chosen_device(device)
+    target = chosen_device("cpu" if crew else device)  # of a cluster each worker knows its own
     work.keep_split()
     _check_precision(work, names)
-    _check_weights(work, names, weights)
-    waiting = _Waiting(talk)
-    masks = _masks(work, waiting, talk)
+    named: dict[str, Path | None] = {}
+    for name, reference in names.items():
+        if weights is not None or not _complete(work, reference):
+            given = weights or work.weights_of(name)
+            if crew is not None and given is None:
+                named[name] = _in_weights_folder(work, reference)  # else the workers ask the Hub themselves
+            else:
+                file = _checked_weights(work, reference, given)
+                named[name] = given and (file or given)
+    extraction: Extraction = InProcess(work, talk, target, batch, compile)
+    if crew is not None:
+        from pipeline.cluster.extraction import OnCluster
+
+        extraction = OnCluster(work, crew, talk, names, named, batch, compile)
+    masks = extraction.masks()
     for name, reference in names.items():
         given = weights or work.weights_of(name)
         if weights is None and _complete(work, reference):
             store = _here(work, reference, given)
             where = store.path if store is not None else work.origin.url if work.origin else work.cache
             talk.say(f"{name}: 0 views encoded, {len(work.views)} kept ({where})")
+            if store is not None:
+                staging.send(work, store, talk)
         else:
-            with talk.bar(f"Loading {name}", "bytes") as update, download_progress(update):
-                encoder = work.backbones.load(
-                    reference, weights=given, device=target, dtype=work.dtype, compile=compile
-                )
-            batches = batches_for(encoder, work.study.data.tile_px, target, batch)
-            store = _extracted(work, masks.reader(), batches, waiting, talk)
-        if store is not None:
-            staging.send(work, store, talk)
-
-
-def _masks(work: Workspace, waiting: _Waiting, talk: Talk) -> GridStore:
-    """Return the views store with every view of the study in it."""
-    staging.refuse_unlicensed_place(work, VIEWS, {})
-    staging.stage_masks(work, talk)
-    masks = work.masks_store(create=True)
-    with talk.bar("Drawing views", "views") as update:
-        done = write_views(
-            work.views, work.source, masks, threads=work.threads, on_progress=update, on_wait=waiting
-        )
-    talk.say(f"views: {done.computed} drawn, {done.kept} kept ({masks.path})")
-    staging.send(work, masks, talk)
-    return masks
-
-
-def _extracted(
-    work: Workspace, masks: GridReader, batches: Batches, waiting: _Waiting, talk: Talk
-) -> GridStore:
-    """Return the cache of an encoder after every view was encoded that is neither in it nor at the place elsewhere."""
-    encoder = batches.encoder
-    refuse_borrowed(work.cache, encoder, talk)
-    staging.refuse_unlicensed_place(work, slug_of(encoder.name), encoder.provenance)
-    store = work.tokens_store(encoder, create=True)
-    there = staging.elsewhere(work, store)
-    views = [view for view in work.views if view.key not in there]
-    size = bytes_text(store.spec.stored_nbytes * len(views))
-    with talk.bar(f"Extracting {encoder.name}", "views", f"{size} before compression") as update:
-        done = extract(
-            views,
-            work.source,
-            masks,
-            batches,
-            store,
-            threads=work.threads,
-            max_int8_error=work.study.cache.max_int8_error,
-            on_progress=update,
-            on_wait=waiting,
-        )
-    kept = done.kept + len(work.views) - len(views)
-    stored = bytes_text(store.status().bytes)
-    talk.say(
-        f"{encoder.name}: {done.computed} views encoded, {kept} kept, {stored} ({store.path}); {_how(batches)}"
-    )
-    return store
+            extraction.tokens(reference, given, masks.reader())
+    extraction.finish()
 
 
 def _check_precision(work: Workspace, names: Mapping[str, str]) -> None:
@@ -194,15 +157,18 @@ def _check_precision(work: Workspace, names: Mapping[str, str]) -> None:
         )
 
 
-def _check_weights(work: Workspace, names: Mapping[str, str], weights: Path | None) -> None:
-    for name, reference in names.items():
-        if _complete(work, reference) and weights is None:
-            continue
-        given = weights or work.weights_of(name)
-        if work.backbones.check_weights(reference, given) is None and (
-            refused := work.backbones.refusal(reference)
-        ):
-            raise refused
+def _checked_weights(work: Workspace, reference: str, given: Path | None) -> Path | None:
+    """Return the weights file on this machine; raises what keeps the Hub from giving it where there is none."""
+    file = work.backbones.check_weights(reference, given)
+    if file is None and (refused := work.backbones.refusal(reference)):
+        raise refused
+    return file
+
+
+def _in_weights_folder(work: Workspace, reference: str) -> Path | None:
+    """Return an encoder's weights file in this process's own folder of weights, which workers need not know of."""
+    folder, file = weights_folder(), work.backbones.weights_at_hand(reference)
+    return file if folder and file and file.is_relative_to(folder) else None
 
 
 def _complete(work: Workspace, reference: str) -> bool:
@@ -222,28 +188,6 @@ def _here(work: Workspace, reference: str, weights: Path | None) -> GridStore | 
         return None
 
 
-class _Waiting:
-    """Says once that another process holds what is left."""
-
-    def __init__(self, talk: Talk) -> None:
-        self._talk, self._said = talk, False
-
-    def __call__(self, shards: int) -> None:
-        if not self._said:
-            self._said = True
-            self._talk.say(
-                f"waiting for {shards} shard(s) that another process is writing; if it has died, they are taken over"
-            )
-
-
-def _how(batches: Batches) -> str:
-    """Return with which batches and in which precision views are encoded."""
-    lowered = f", lowered from {batches.started} for want of memory" if batches.size < batches.started else ""
-    precision = batches.encoder.identity.get("compute_dtype", "its own precision")
-    compiled = ", compiled" if batches.encoder.provenance.get("compiled") else ""
-    return f"batches of {batches.size}{lowered}, {precision}{compiled}{weights_text(batches.encoder)}"
-
-
 def train_all(
     work: Workspace,
     asked: Sequence[str],
@@ -254,15 +198,16 @@ def train_all(
     device: str | None = None,
     processes: int | None = None,
     memory: int | None = None,
+    crew: Crew | None = None,
 ) -> None:
     """Stage two for each encoder: train the seeds that have no finished run of the study as it is now.
 
     Raises as :func:`pipeline.trainer.train_jobs` does, and what went wrong with single runs after all others.
     """
-    target = chosen_device(device)
+    target = chosen_device("cpu" if crew else device)  # of a cluster each worker knows its own
     work.keep_split()
     wanted = list(jobs(work, asked, seeds, weights=weights))
-    outcome = train_jobs(wanted, talk, target, processes=processes, memory=memory)
+    outcome = train_jobs(wanted, talk, target, processes=processes, memory=memory, crew=crew)
     for job, trained, failed in zip(wanted, outcome.trained, outcome.failed, strict=True):
         kept = len(job.seeds) - len(trained) - len(failed)
         if trained or kept:

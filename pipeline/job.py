@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.choosing import UnclearCache
-from pipeline.loading import Selection
 from pipeline.runs import RunTask, same_run
 from pipeline.study import Study
+from pipeline.tilesets import Selection, TileSet
 from pipeline.workspace import Workspace, slug_of
 from stages.cost import decoder_step_flop
 from stages.decoders import Geometry, build_decoder, decoder_options, decoder_source
@@ -156,13 +156,14 @@ class Job:
         """The tiles of each split that the job's runs see."""
         return {**self.work.tiles, "train": self.work.training_tiles()}
 
-    def planned(self) -> list[PlannedView]:
-        """Return every view that the job's runs need."""
-        return [view for split in SPLITS for row in self._views(split) for view in row]
+    def needs(self) -> dict[str, tuple[list[Tile], int]]:
+        """Return what the job's runs are trained on: by split its tiles, and how many views of each."""
+        views = {"train": self.work.study.training_views}
+        return {split: (self.tiles[split], views.get(split, 1)) for split in SPLITS}
 
-    def _views(self, split: str) -> list[list[PlannedView]]:
-        count = self.work.study.training_views if split == "train" else 1
-        return [[PlannedView(tile, view) for view in range(count)] for tile in self.tiles[split]]
+    def selection(self, tiles: TileSet) -> Selection:
+        """Return where that is among ``tiles``."""
+        return {split: (tiles.positions(some), views) for split, (some, views) in self.needs().items()}
 
     def identity(self, seed: int) -> dict[str, Any]:
         """Return everything that decides the result of one run, as JSON-able values."""
@@ -173,11 +174,10 @@ class Job:
 
     def _settled(self, seed: int) -> dict[str, Any]:
         """The identity but for the feature cache: what is known where the cache is not at hand."""
-        tiles = {split: [[tile.key, tile.mask_key] for tile in self.tiles[split]] for split in SPLITS}
         return {
             "revision": RUN_REVISION,
             "masks": self.work.masks_key,
-            "tiles": fingerprint(tiles),
+            "tiles": self._tiles_key,
             "views": self.work.study.training_views,
             "classes": list(self.work.dataset.classes),
             "encoding": self.work.study.cache.encoding,
@@ -186,6 +186,12 @@ class Job:
             "geometry": asdict(self.geometry),
             "seed": seed,
         }
+
+    @cached_property
+    def _tiles_key(self) -> str:
+        return fingerprint(
+            {split: [[tile.key, tile.mask_key] for tile in self.tiles[split]] for split in SPLITS}
+        )
 
     def run_folder(self, seed: int) -> Path:
         """Return where the run of ``seed`` belongs; other inputs have another folder, and nothing is overwritten."""
@@ -212,15 +218,8 @@ class Job:
             )
         return fits[0] if fits else None
 
-    def task(self, seed: int, number: Mapping[PlannedView, int]) -> RunTask:
-        """Return the run of ``seed`` as it is handed to whoever trains it; ``number``: each view's row in the data."""
-        selection: Selection = {
-            split: (
-                np.array([[number[view] for view in row] for row in self._views(split)], dtype=np.intp),
-                tuple(tile.name for tile in self.tiles[split]),
-            )
-            for split in SPLITS
-        }
+    def task(self, seed: int, selection: Selection) -> RunTask:
+        """Return the run of ``seed`` as it is handed to whoever trains it."""
         return RunTask(
             title=f"{self.title}, seed {seed}",
             settings=self.settings,

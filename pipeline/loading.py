@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.reduction import DupFd
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.tiles.plan import PlannedView
-from stages.training.data import Features, ResidentFeatures, Rows, SplitData, StreamedFeatures
+from pipeline.tilesets import Selection, TileSet
+from stages.training.data import Features, ResidentFeatures, SplitData, StreamedFeatures
 from stages.training.memory import HOST_SHARE, Residency, available_memory, choose_residency
 from store import GridReader, GridSpec, GridStore, ViewKey
 from store.durable import storage_errors
@@ -25,9 +25,6 @@ from store.errors import DamagedGrid, MissingViews
 
 NAMED_TILES = 5  # in one message
 MASK_SHARE = 0.2  # of the available memory; token grids take the larger part
-
-Selection = Mapping[str, tuple[Rows, tuple[str, ...]]]
-"""By split: the rows (tiles, views) of its views in what was loaded, and the names of its tiles."""
 
 
 class Shared:
@@ -69,15 +66,15 @@ class Shared:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Views of one feature cache with their masks; row i of both is view i of those that were asked for.
+    """Views of one feature cache with their masks, in the rows of ``tiles``.
 
     ``grids``: the token grids as this process trains on them; or all of them, (N, *stored_shape), as others see them,
-    None where that takes more memory than there is: then each process streams the ``keys`` from ``tokens``. ``masks``
+    None where that takes more memory than there is: then each process streams them from ``tokens``. ``masks``
     (N, px, px) uint8. It can be pickled where its arrays are :class:`Shared`.
     """
 
     tokens: GridStore
-    keys: tuple[ViewKey, ...]
+    tiles: TileSet
     grids: Features | Shared | None
     masks: Shared | NDArray[np.uint8]
 
@@ -89,7 +86,7 @@ class Loaded:
     def features(self, device: torch.device) -> Features:
         """Return the token grids for training on ``device``: from there, from host memory, or streamed."""
         if self.grids is None:
-            return StreamedFeatures(self.tokens.reader(), self.keys, self.tokens.spec, device)
+            return StreamedFeatures(self.tokens.reader(), self.tiles.view_keys, self.tokens.spec, device)
         if not isinstance(self.grids, Shared):
             return self.grids
         grids = torch.from_numpy(self.grids.array)
@@ -99,10 +96,11 @@ class Loaded:
 
     def splits(self, features: Features, selection: Selection) -> dict[str, SplitData]:
         """Return the data of one run."""
-        return {
-            split: SplitData(features, rows, self.mask_array, rows, names)
-            for split, (rows, names) in selection.items()
-        }
+        data = {}
+        for split, (positions, views) in selection.items():
+            rows = self.tiles.rows(positions, views)
+            data[split] = SplitData(features, rows, self.mask_array, rows, self.tiles.names_of(positions))
+        return data
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def room_for(
 def load(
     tokens: GridStore,
     masks: GridStore,
-    planned: Sequence[PlannedView],
+    tiles: TileSet,
     device: torch.device,
     *,
     encoder: str,
@@ -147,16 +145,15 @@ def load(
     shared: bool = False,
     limit: int | None = None,
 ) -> Loaded:
-    """Read the token grids and masks of ``planned``; with ``shared`` other processes can have them without a copy.
+    """Read the token grids and masks of ``tiles``; with ``shared`` other processes can have them without a copy.
 
     Grids stay in GPU or host memory where they fit; masks that take much of it go to a file without a name in the
     folder ``scratch``. See :func:`room_for` for both, and for ``limit``. Raises :class:`store.errors.MissingViews`
     when a store lacks one of them.
     """
-    keys = [view.key for view in planned]
-    mask_keys = [view.mask_key for view in planned]
-    reader = complete(tokens, planned, keys, encoder)
-    mask_reader = complete(masks, planned, mask_keys, encoder)
+    keys, mask_keys = tiles.view_keys, tiles.mask_view_keys
+    reader = complete(tokens, tiles, keys, encoder)
+    mask_reader = complete(masks, tiles, mask_keys, encoder)
     spec = reader.spec
     room = room_for(spec, mask_reader.spec, len(keys), device, limit, shared=shared)
     grids: Features | Shared | None = None
@@ -174,15 +171,13 @@ def load(
         space = np.empty(mask_shape, np.uint8)
     else:
         space = Shared(mask_shape, "uint8", None if room.masks else scratch)
-    loaded = Loaded(tokens, tuple(keys), grids, space)
+    loaded = Loaded(tokens, tiles, grids, space)
     mask_reader.read_many(mask_keys, out=loaded.mask_array)
     return loaded
 
 
-def complete(
-    store: GridStore, planned: Sequence[PlannedView], keys: Sequence[ViewKey], encoder: str
-) -> GridReader:
-    """Return the store's reader if it holds all ``keys``, those of ``planned``; else say which tiles it lacks.
+def complete(store: GridStore, tiles: TileSet, keys: Sequence[ViewKey], encoder: str) -> GridReader:
+    """Return the store's reader if it holds all ``keys``, those of ``tiles``; else say which tiles it lacks.
 
     Raises :class:`store.errors.MissingViews`.
     """
@@ -190,15 +185,13 @@ def complete(
     missing = set(reader.missing(keys))
     if not missing:
         return reader
+    names = dict(zip(keys, tiles.row_names, strict=True))
     lost = set(reader.damaged())
-    lacking = dict.fromkeys(v.tile.name for v, key in zip(planned, keys, strict=True) if key in missing)
+    lacking = dict.fromkeys(names[key] for key in keys if key in missing)
     present = {reader.row(key).name: key.tile for key in reader.views()}
     kept = {key.tile for key in (*reader.views(), *lost)}
-    changed = [
-        name
-        for name, key in {v.tile.name: key for v, key in zip(planned, keys, strict=True)}.items()
-        if name in present and key.tile not in kept
-    ]
+    wanted = {name: key.tile for key, name in names.items()}
+    changed = [name for name, tile in wanted.items() if name in present and tile not in kept]
     what = f"{store.path.name} lacks {len(missing)} of the {len(keys)} views of this study"
     what += f" (tiles {few(lacking)})"
     if changed:

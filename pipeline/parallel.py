@@ -30,10 +30,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def places(count: int, device: torch.device) -> tuple[list[torch.device], int]:
+def places(count: int, device: torch.device, where: str = "--parallel") -> tuple[list[torch.device], int]:
     """Return the device of each of ``count`` processes, and the threads that each may use.
 
-    Raises :class:`InputError` for more processes than cores, or than GPUs where ``device`` is one.
+    Raises :class:`InputError` for more processes than cores, or than GPUs where ``device`` is one; ``where`` is the
+    option that asks for them.
     """
     if device.type == "cpu":
         most, what, all_of = cores(), "cores", [device] * count
@@ -44,7 +45,7 @@ def places(count: int, device: torch.device) -> tuple[list[torch.device], int]:
     if count > most:
         raise InputError(
             f"{count} processes are more than the {most} {what} there are to use",
-            where="--parallel",
+            where=where,
             remedy=f"Give {most} or less.",
         )
     return all_of, max(1, cores() // count)
@@ -66,15 +67,18 @@ def perform_in_parallel(
     *,
     on_epoch: Callable[[int, int], None],
     on_failure: Callable[[int, Failure], None],
+    on_start: Callable[[int], None] = lambda task: None,
+    on_done: Callable[[int], None] = lambda task: None,
 ) -> None:
     """Train ``tasks`` in one process a device of ``devices``, with ``threads`` threads each.
 
     ``loaded`` has to be loaded as shared. ``on_epoch`` is told the task (its position) and the epoch it has finished,
-    ``on_failure`` the task that failed, also where its process died; the others go on. What a run gives depends on the
-    number of threads and on nothing beside it. Raises :class:`StorageError` when a finished run cannot be written,
-    since no other could be. However this ends, no process is left.
+    ``on_start`` and ``on_done`` the task that begins and that has been finished, ``on_failure`` the one that failed,
+    also where its process died; the others go on. What a run gives depends on the number of threads and on nothing
+    beside it. Raises :class:`StorageError` when a finished run cannot be written, since no other could be. However this
+    ends, no process is left.
     """
-    _Crew(tasks, loaded, threads, on_epoch, on_failure).work(devices)
+    _Crew(tasks, loaded, threads, on_epoch, on_failure, on_start, on_done).work(devices)
 
 
 @dataclass(eq=False)
@@ -125,9 +129,12 @@ class _Crew:
         threads: int,
         on_epoch: Callable[[int, int], None],
         on_failure: Callable[[int, Failure], None],
+        on_start: Callable[[int], None],
+        on_done: Callable[[int], None],
     ) -> None:
         self._tasks, self._loaded, self._threads = tasks, loaded, threads
         self._on_epoch, self._on_failure = on_epoch, on_failure
+        self._on_start, self._on_done = on_start, on_done
         self._waiting = deque(range(len(tasks)))
         self._workers: list[_Worker] = []
 
@@ -170,7 +177,11 @@ class _Crew:
             raise StorageError(refusal, where=where, remedy=remedy)
         if what == "failed" and worker.task is not None:
             self._on_failure(worker.task, *more)
+        if what == "done" and worker.task is not None:
+            self._on_done(worker.task)
         worker.ready, worker.task = True, self._waiting.popleft() if self._waiting else None
+        if worker.task is not None:
+            self._on_start(worker.task)
         with suppress(OSError):  # one that has died meanwhile is seen in the next round
             worker.pipe.send(None if worker.task is None else self._tasks[worker.task])
         if worker.task is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 
-from pipeline.loading import Loaded, Selection
+from pipeline.loading import Loaded
+from pipeline.tilesets import Selection
 from stages.decoders import Geometry
 from stages.training.data import Features
-from stages.training.record import StoredRun, environment, load_run, write_run
+from stages.training.record import StoredRun, environment, load_run, put_run, run_files
 from stages.training.run import EpochReport, train_run
 from stages.training.settings import TrainSettings
 from store.errors import FrostgridError, InputError, VerificationError
@@ -64,10 +66,17 @@ class RunTask:
         device: torch.device,
         on_epoch: Callable[[EpochReport], None],
     ) -> None:
-        """Train the run and write its folder, or keep what another process wrote there of the same run meanwhile.
+        """Train the run and write its folder; raises as :meth:`train` and :meth:`keep` do."""
+        self.keep(self.train(loaded, features, device, on_epoch))
 
-        Raises as ``train_run``, ``write_run`` and :func:`same_run` do.
-        """
+    def train(
+        self,
+        loaded: Loaded,
+        features: Features,
+        device: torch.device,
+        on_epoch: Callable[[EpochReport], None] | None = None,
+    ) -> dict[str, bytes]:
+        """Train the run and return the files of its folder. Raises as ``train_run`` does."""
         data = loaded.splits(features, self.selection)
         result = train_run(
             self.settings,
@@ -82,14 +91,34 @@ class RunTask:
             at_once=self.at_once,
             on_epoch=on_epoch,
         )
+        about = {
+            **environment(device),
+            "host": platform.node(),
+            "tiles_at_once": self.at_once or self.settings.batch,
+        }
+        return run_files(result, identity=self.identity, environment=about)
+
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Write the run's folder, or keep what another process wrote there of the same run meanwhile.
+
+        Raises as ``put_run`` and :func:`same_run` do.
+        """
         try:
-            about = {**environment(device), "tiles_at_once": self.at_once or self.settings.batch}
-            write_run(self.folder, result, identity=self.identity, environment=about)
+            put_run(self.folder, files)
         except InputError:
-            if not self.folder.is_dir():
+            if not self.there():
                 raise
-            decisive = {name: value for name, value in self.identity.items() if name not in TOLD}
-            same_run(load_run(self.folder), decisive)  # same inputs, same result
+
+    def there(self) -> bool:
+        """Whether the run is finished: by another process, since this one has not done it.
+
+        Raises as ``load_run`` and :func:`same_run` do where the folder holds something else.
+        """
+        if not self.folder.is_dir():
+            return False
+        decisive = {name: value for name, value in self.identity.items() if name not in TOLD}
+        same_run(load_run(self.folder), decisive)  # same inputs, same result
+        return True
 
 
 @dataclass(frozen=True)

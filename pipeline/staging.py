@@ -43,6 +43,29 @@ def stage(work: Workspace, reference: str, weights: Path | None, talk: Talk) -> 
         choose(work.origin, work.wanted_masks)  # says what is lacking
 
 
+def acquaint(work: Workspace, reference: str, weights: Path | None) -> dict[str, Offer]:
+    """Make the caches that training on an encoder needs known here, without copying anything of their content.
+
+    Returns what the place has of them, by the names of their folders; nothing without a place. Raises as
+    :func:`pipeline.sharing.choose` where it has no such cache.
+    """
+    if work.origin is None:
+        return {}
+    try:
+        here: GridStore | None = work.find_tokens(reference, weights)
+    except NoCache:
+        here = None
+    tokens = None if here is None else _same(work.origin, here.slug, here.key)
+    masks = _same(work.origin, VIEWS, work.masks_key)
+    found = [
+        tokens or choose(work.origin, work.wanted_tokens(reference, weights)),
+        masks or choose(work.origin, work.wanted_masks),
+    ]
+    for offer in found:
+        pull(offer, work.cache, views=())
+    return {offer.name: offer for offer in found}
+
+
 def stage_masks(work: Workspace, talk: Talk) -> None:
     """Copy the masks that the study needs and this machine lacks, as far as the place has them."""
     here = work.masks_here()

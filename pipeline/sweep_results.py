@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +11,12 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import scoresheets
 from pipeline.job import Job
+from pipeline.outcome import Outcome
 from pipeline.sweeping import Variant, variants
-from pipeline.trainer import Outcome
 from pipeline.workspace import Workspace
-from stages.metrics import mean_dice, pooled_dice
-from store.durable import put_replacing, storage_errors
+from stages.metrics import mean_dice
 
 CSV = "sweep.csv"
 
@@ -33,36 +31,17 @@ def write_csv(work: Workspace) -> Path | None:
     found = variants(work)
     if not found:
         return None
-    rows = list(_rows(found, work.dataset.classes))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     path = work.results / CSV
-    with storage_errors(path):
-        put_replacing(path, text.getvalue().encode())
+    scoresheets.write_csv(path, _rows(found, work.dataset.classes))
     return path
 
 
 def _rows(found: Sequence[Variant], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
     for variant in found:
+        about = {"encoder": variant.encoder, "decoder": variant.decoder, **variant.factors}
         for seed, run in variant.runs.items():
-            counts = run.result.best_counts("test")
-            dice = pooled_dice(counts)
-            for index, name in enumerate(classes):
-                intersection, prediction, truth = (int(count) for count in counts.sum(axis=0)[index])
-                yield {
-                    "encoder": variant.encoder,
-                    "decoder": variant.decoder,
-                    **variant.factors,
-                    "decoder_parameters": variant.decoder_parameters,
-                    "seed": seed,
-                    "class": name,
-                    "dice": "" if math.isnan(dice[index]) else repr(float(dice[index])),
-                    "intersection": intersection,
-                    "prediction": prediction,
-                    "truth": truth,
-                }
+            head = {**about, "decoder_parameters": variant.decoder_parameters, "seed": seed}
+            yield from scoresheets.by_class(head, classes, run.result.best_counts("test"))
 
 
 def summary(work: Workspace, jobs: Sequence[Job], outcome: Outcome | None) -> dict[str, Any]:

@@ -8,19 +8,16 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from pipeline.engine import chosen_encoders
+from pipeline.finished import Finished
 from pipeline.job import Job, settings_of
 from pipeline.recorded import recorded_runs
 from pipeline.study import Study, validated
 from pipeline.varying import Varied
 from pipeline.workspace import Workspace
 from stages.encoders import canonical_name
-from stages.metrics import mean_dice
 from stages.tiles.dataset import flatten, raise_all
 from stages.training.record import StoredRun
 from store.errors import InputError
@@ -28,45 +25,14 @@ from store.identity import canonical_json
 
 
 @dataclass(frozen=True, eq=False)
-class Variant:
+class Variant(Finished):
     """The finished runs of one encoder under one combination of what was varied on a study, one run a seed.
 
     ``factors``: everything in which the study's variants differ from each other (``train.lr``, ``train.views``, …), as
-    text; "" where it does not apply. ``dice`` (seeds,) is the mean test Dice of each run (NaN where no class was met).
+    text; "" where it does not apply.
     """
 
-    job: Job
     factors: Mapping[str, str]
-    runs: Mapping[int, StoredRun]
-
-    @property
-    def encoder(self) -> str:
-        """The encoder's canonical name."""
-        return self.job.encoder
-
-    @property
-    def decoder(self) -> str:
-        """The decoder's name."""
-        return self.job.settings.decoder
-
-    @property
-    def decoder_parameters(self) -> int:
-        """How many weights the decoder has."""
-        return next(iter(self.runs.values())).result.parameters
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds, ascending."""
-        return tuple(self.runs)
-
-    @property
-    def dice(self) -> NDArray[np.float64]:
-        """The mean pooled Dice of the test split, (seeds,)."""
-        return np.array([mean_dice(run.result.best_counts("test")) for run in self.runs.values()])
-
-    def counts(self, split: Literal["val", "test"]) -> NDArray[np.int64]:
-        """Return the counts (seeds, tiles, C, 3) of ``split``; see :mod:`stages.metrics`."""
-        return np.stack([run.result.best_counts(split) for run in self.runs.values()])
 
 
 def combinations(
@@ -185,7 +151,7 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Variant]:
     names = sorted({name for factors in flat for name in factors})
     differing = [name for name in names if len({factors.get(name, "") for factors in flat}) > 1]
     made = [
-        Variant(job, {name: factors.get(name, "") for name in differing}, runs)
+        Variant(job, runs, {name: factors.get(name, "") for name in differing})
         for (job, runs), factors in zip(kept, flat, strict=True)
     ]
     return sorted(

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import Talk
-from stages.encoders import Encoder
+from stages.encoders import Identified
 from store import GridStore
 from store.errors import InputError
 
 
-def weights_text(encoder: Encoder) -> str:
+def weights_text(encoder: Identified) -> str:
     """Return the name of an encoder's weights file and the beginning of its sha256, after a comma."""
     file, digest = encoder.provenance.get("weights_file"), encoder.identity.get("weights")
     return f", {file or 'weights'} {str(digest)[:12]}" if digest else ""
 
 
-def refuse_borrowed(root: Path, encoder: Encoder, talk: Talk) -> None:
+def refuse_borrowed(root: Path, encoder: Identified, talk: Talk) -> None:
     """Raise :class:`InputError` if a cache in ``root`` was made from this encoder's weights by another encoder.
 
     Says so where one of the same encoder was made from others, so that a second cache is no surprise.

@@ -13,11 +13,12 @@ import numpy as np
 
 from pipeline.backbones import Backbones
 from pipeline.choosing import Wanted
+from pipeline.journal import Journal, journal_of
 from pipeline.study import SplitSection, Study
 from stages.encoders import (
     AskedDtype,
     Description,
-    Encoder,
+    Identified,
     TokenGrid,
     weights_at_hand,
 )
@@ -120,6 +121,11 @@ class Workspace:
     def results(self) -> Path:
         """The folder of the study's results."""
         return self.runs / self.study.name
+
+    @property
+    def journal(self) -> Journal:
+        """What this process works on of the study, and what failed; one for all variants of it."""
+        return journal_of(self.results)
 
     def of(self, study: Study) -> Workspace:
         """Return this workspace for a ``study`` that differs in training and encoding only, sharing what is known."""
@@ -294,7 +300,7 @@ class Workspace:
         """Return the weights given for a canonical name, else the study's; see :meth:`Backbones.weights_of`."""
         return self.weights.get(encoder) or self.backbones.weights_of(encoder)
 
-    def tokens_store(self, encoder: Encoder, *, create: bool) -> GridStore:
+    def tokens_store(self, encoder: Identified, *, create: bool) -> GridStore:
         """The feature cache of a loaded encoder over the study's views."""
         return GridStore.at(
             self.cache,

@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     runs_option,
     seeds_option,
     threads_option,
+    weights_option,
 )
 from pipeline.console import Talk, print_json
 from pipeline.study import read_study
@@ -23,6 +24,12 @@ from store.errors import InputError
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
+@click.option(
+    "--encoder",
+    metavar="NAME",
+    help="The encoder whose weights --weights are. [default: the studies' only one]",
+)
+@weights_option
 @seeds_option
 @cache_option
 @runs_option
@@ -34,6 +41,8 @@ def compare(
     context: click.Context,
     a: str,
     b: str,
+    encoder: str | None,
+    weights: Path | None,
     seeds: int | None,
     cache: str | None,
     runs: Path,
@@ -44,10 +53,24 @@ def compare(
     """Compare the finished runs of two study files: what the studies say differently, and what it did to Dice.
 
     Differences are B minus A, with their 95 % interval over the test images that both have. Of two caches (folders or
-    URLs) it tells what frostgrid cache diff tells.
+    URLs) it tells what frostgrid cache diff tells. --weights tells which runs are meant where an encoder has caches of
+    several weights.
     """
     studies = [path.lower().endswith(".toml") for path in (a, b)]
+    if encoder is not None and weights is None:
+        raise InputError(
+            "All encoders of the studies are compared, and --encoder says whose weights --weights are",
+            where=f"--encoder {encoder}",
+            remedy="Give --weights too, or leave it out.",
+        )
     if not any(studies):
+        asked = {"--weights": weights, "--seeds": seeds, "--cache": cache}
+        if given := [name for name, value in asked.items() if value is not None]:
+            raise InputError(
+                "Caches are compared whole, and have no runs",
+                where=" ".join(given),
+                remedy=f"Leave {'it' if len(given) == 1 else 'them'} out, or give two study files (.toml).",
+            )
         context.invoke(diff, a=a, b=b, as_json=as_json, quiet=quiet)
         return
     if not all(studies):
@@ -59,7 +82,9 @@ def compare(
     from pipeline import engine
     from pipeline.contrasting import contrast, sentences
 
-    one, other = (engine.workspace(read_study(Path(path)), cache, runs, threads) for path in (a, b))
+    works = [engine.workspace(read_study(Path(path)), cache, runs, threads) for path in (a, b)]
+    encoders = [] if encoder is None else [encoder]
+    one, other = (engine.given_weights(work, encoders, weights) for work in works)
     found = contrast(one, other, seeds)
     if as_json:
         print_json(found)

@@ -16,6 +16,7 @@ from pipeline.study import Study, read_study
 from store.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
     from stages.encoders import AskedDtype
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -184,6 +185,46 @@ parallel_option = click.option(
     metavar="N",
     help="Train N runs at a time, in processes that share the cores (or have a GPU each) and one copy of the features.",
 )
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Do the work in N processes of a dask cluster on this machine, which share its cores or have a GPU each.",
+)
+scheduler_option = click.option(
+    "--scheduler",
+    default=None,
+    metavar="ADDRESS",
+    help="Do the work on the dask cluster of this scheduler, such as tcp://host:8786. Its workers have to see the data "
+    "and the caches.",
+)
+
+
+def with_crew(command: F) -> F:
+    """Give a command the options that name a cluster; it is called with ``crew``, None where none is asked for.
+
+    To be put below :func:`works_on_study`.
+    """
+
+    @functools.wraps(command)
+    def with_cluster(
+        workspace: Workspace, talk: Talk, workers: int | None, scheduler: str | None, **others: Any
+    ) -> Any:
+        if workers is None and scheduler is None:
+            return command(workspace, talk, crew=None, **others)
+        if others.get("parallel") is not None:
+            raise InputError(
+                "Runs are trained in processes that share one copy of the features, or by the workers of a cluster",
+                where="--parallel",
+                remedy="Leave it out, or --workers and --scheduler.",
+            )
+        from pipeline.cluster.connecting import connected
+
+        with connected(workers, scheduler, others.get("device"), talk) as crew:
+            return command(workspace, talk, crew=crew, **others)
+
+    return cast(F, scheduler_option(workers_option(with_cluster)))
 
 
 def works_on_study(command: F) -> F:

@@ -21,12 +21,14 @@ from pipeline.commands.options import (
     parallel_option,
     seeds_option,
     weights_option,
+    with_crew,
     works_on_study,
 )
 from pipeline.console import Talk, print_json, print_table
 from store.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
+    from pipeline.cluster.crew import Crew
     from pipeline.workspace import Workspace
 
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 @batch_option
 @compile_option
 @works_on_study
+@with_crew
 def extract(
     workspace: Workspace,
     talk: Talk,
@@ -46,12 +49,13 @@ def extract(
     device: str | None,
     batch: int | None,
     compiled: bool,
+    crew: Crew | None,
 ) -> None:
     """Stage one: write the token grids of every view to the feature caches. Resumes where it was stopped."""
     from pipeline import engine
 
     engine.extract_all(
-        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
+        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled, crew=crew
     )
 
 
@@ -64,6 +68,7 @@ def extract(
 @device_option
 @cached_dtype_option
 @works_on_study
+@with_crew
 def train(
     workspace: Workspace,
     talk: Talk,
@@ -73,6 +78,7 @@ def train(
     parallel: int | None,
     memory: int | None,
     device: str | None,
+    crew: Crew | None,
 ) -> None:
     """Stage two: train the decoder from the cached grids, once a seed. Finished runs are kept."""
     from pipeline import engine
@@ -86,6 +92,7 @@ def train(
         device=device,
         processes=parallel,
         memory=memory,
+        crew=crew,
     )
 
 
@@ -133,6 +140,7 @@ def report(
 @compile_option
 @json_option
 @works_on_study
+@with_crew
 def run(
     workspace: Workspace,
     talk: Talk,
@@ -145,13 +153,14 @@ def run(
     batch: int | None,
     compiled: bool,
     as_json: bool,
+    crew: Crew | None,
 ) -> None:
     """Extract, train and report in one go; what is already there is kept."""
     from pipeline import engine
     from pipeline.runs import RunsFailed
 
     engine.extract_all(
-        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled
+        workspace, encoders, talk, weights=weights, device=device, batch=batch, compile=compiled, crew=crew
     )
     weighted = engine.given_weights(workspace, encoders, weights)
     try:
@@ -164,6 +173,7 @@ def run(
             device=device,
             processes=parallel,
             memory=memory,
+            crew=crew,
         )
     except RunsFailed:
         with suppress(InputError):  # the others are worth a report, if there are any

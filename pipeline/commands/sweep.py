@@ -17,12 +17,14 @@ from pipeline.commands.options import (
     parallel_option,
     seeds_option,
     weights_option,
+    with_crew,
     works_on_study,
 )
 from pipeline.console import Talk, print_json, print_table
 from store.errors import FrostgridError
 
 if TYPE_CHECKING:
+    from pipeline.cluster.crew import Crew
     from pipeline.workspace import Workspace
 
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 @cached_dtype_option
 @json_option
 @works_on_study
+@with_crew
 def sweep(
     workspace: Workspace,
     talk: Talk,
@@ -65,6 +68,7 @@ def sweep(
     memory: int | None,
     device: str | None,
     as_json: bool,
+    crew: Crew | None,
 ) -> None:
     """Train a study under every combination of encoders, decoders and settings, from the caches there are.
 
@@ -77,7 +81,7 @@ def sweep(
     from pipeline.trainer import train_jobs
     from pipeline.varying import parse_decoders, parse_setting
 
-    target = chosen_device(device)
+    target = chosen_device("cpu" if crew else device)  # of a cluster each worker knows its own
     varied = [*parse_decoders(decoders, workspace.study), *map(parse_setting, settings)]
     jobs = combinations(workspace, encoders, varied, seeds, weights)
     workspace = given_weights(workspace, encoders, weights)
@@ -86,7 +90,7 @@ def sweep(
         check_jobs(jobs)
     else:
         workspace.keep_split()
-        outcome = train_jobs(jobs, talk, target, processes=parallel, memory=memory)
+        outcome = train_jobs(jobs, talk, target, processes=parallel, memory=memory, crew=crew)
         try:
             if path := sweep_results.write_csv(workspace):
                 talk.say(f"wrote {path}")

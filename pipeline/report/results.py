@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from pipeline import engine
-from pipeline.job import Job
+from pipeline.finished import Finished
+from pipeline.scoresheets import by_class, by_tile, write_csv
 from pipeline.workspace import Workspace
-from stages.metrics import pooled_dice
 from stages.training.record import StoredRun
-from store.durable import put_replacing, storage_errors
+from store.durable import make_folder, storage_errors
 from store.errors import InputError, VerificationError
 
 HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 
-@dataclass(frozen=True)
-class Result:
-    """The finished runs of one encoder under one decoder, by seed; the seeds without one; what was damaged, by seed."""
+@dataclass(frozen=True, eq=False)
+class Result(Finished):
+    """The finished runs of one encoder under one decoder; the seeds without one; what was damaged, by seed."""
 
-    job: Job
-    runs: dict[int, StoredRun]
     missing: tuple[int, ...]
-    damaged: dict[int, VerificationError]
-
-    @property
-    def encoder(self) -> str:
-        """The encoder's canonical name."""
-        return self.job.encoder
-
-    @property
-    def decoder(self) -> str:
-        """The decoder's name."""
-        return self.job.settings.decoder
+    damaged: Mapping[int, VerificationError]
 
     @property
     def slug(self) -> str:
@@ -85,51 +66,29 @@ def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
 
 def write_results(workspace: Workspace, results: Sequence[Result]) -> None:
     """Write ``results.csv`` (pooled, a row a class) and ``tiles.csv`` (a row a tile and class)."""
-    workspace.results.mkdir(parents=True, exist_ok=True)
-    _write_csv(workspace.results / "results.csv", _pooled_rows(workspace, results))
-    _write_csv(workspace.results / "tiles.csv", _tile_rows(workspace, results))
-
-
-def _write_csv(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    first = next(rows)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(first), lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerow(first)
-    writer.writerows(rows)
-    with storage_errors(path):
-        put_replacing(path, text.getvalue().encode())
-
-
-def _runs(results: Sequence[Result]) -> Iterator[tuple[dict[str, Any], StoredRun]]:
-    for result in results:
-        for seed, run in result.runs.items():
-            yield {"encoder": result.encoder, "decoder": result.decoder, "seed": seed}, run
-
-
-def _pooled_rows(workspace: Workspace, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    for head, run in _runs(results):
-        for split in HELD_OUT:
-            counts = run.result.best_counts(split)
-            dice = pooled_dice(counts)
-            for index, name in enumerate(workspace.dataset.classes):
-                yield {
-                    **head,
-                    "split": split,
-                    "class": name,
-                    "dice": "" if math.isnan(dice[index]) else repr(float(dice[index])),
-                    **_counts(counts.sum(axis=0)[index]),
-                }
-
-
-def _tile_rows(workspace: Workspace, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    for head, run in _runs(results):
-        for split in HELD_OUT:
-            for tile, counts in zip(workspace.tiles[split], run.result.best_counts(split), strict=True):
-                for index, name in enumerate(workspace.dataset.classes):
-                    yield {**head, "split": split, "class": name, "tile": tile.name, **_counts(counts[index])}
-
-
-def _counts(counts: NDArray[np.int64]) -> dict[str, int]:
-    intersection, prediction, truth = (int(count) for count in counts)
-    return {"intersection": intersection, "prediction": prediction, "truth": truth}
+    classes = workspace.dataset.classes
+    names = {split: [tile.name for tile in workspace.tiles[split]] for split in HELD_OUT}
+    counted = [
+        ({"encoder": result.encoder, "decoder": result.decoder, "seed": seed, "split": split}, run, split)
+        for result in results
+        for seed, run in result.runs.items()
+        for split in HELD_OUT
+    ]
+    with storage_errors(workspace.results):
+        make_folder(workspace.results)
+    write_csv(
+        workspace.results / "results.csv",
+        (
+            row
+            for head, run, split in counted
+            for row in by_class(head, classes, run.result.best_counts(split))
+        ),
+    )
+    write_csv(
+        workspace.results / "tiles.csv",
+        (
+            row
+            for head, run, split in counted
+            for row in by_tile(head, classes, names[split], run.result.best_counts(split))
+        ),
+    )

@@ -44,7 +44,7 @@ def summarise(
     cannot be trusted, in sentences.
     """
     tested = [result for result in results if result.runs]
-    counted = {result.encoder: _counts(result) for result in tested}
+    counted = {result.encoder: result.test_counts for result in tested}
     clusters, unit = clusters_of(workspace.tiles["test"])
     found = assess(counted, clusters)
     rows = [_row(workspace, result, counted[result.encoder], found) for result in tested]
@@ -89,10 +89,6 @@ def clusters_of(tiles: Sequence[Tile]) -> tuple[list[str], str]:
     return named, "groups" if None in patients else "patients"
 
 
-def _counts(result: Result) -> Counts:
-    return np.stack([run.result.best_counts("test") for run in result.runs.values()])
-
-
 def _row(workspace: Workspace, result: Result, counted: Counts, found: Evidence) -> dict[str, Any]:
     classes = workspace.dataset.classes
     about, runs = result.job.about, list(result.runs.values())
@@ -110,7 +106,7 @@ def _row(workspace: Workspace, result: Result, counted: Counts, found: Evidence)
         "title": about.title,
         "decoder": result.decoder,
         "encoder_parameters": about.parameters,
-        "decoder_parameters": runs[0].result.parameters,
+        "decoder_parameters": result.decoder_parameters,
         "grid": [about.grid.d, about.grid.h, about.grid.w],
         "patch": about.patch,
         "input_px": about.run_px,

@@ -78,7 +78,7 @@ def _value(one: Variant, factor: str, settings: Mapping[str, str], found: Sequen
 
 def _ablated(workspace: Workspace, factor: str, value: str, line: str, one: Variant) -> Ablated:
     clusters, _ = clusters_of(workspace.tiles["test"])
-    interval = assess({line: one.counts("test")}, clusters).mean[line]
+    interval = assess({line: one.test_counts}, clusters).mean[line]
     return Ablated(
         factor,
         _number(value),

@@ -14,6 +14,7 @@ from stages.encoders.base import (
     Description,
     Encoder,
     Fit,
+    Identified,
     TokenGrid,
     usable_device,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Description",
     "Encoder",
     "Fit",
+    "Identified",
     "RefusedByHub",
     "TokenGrid",
     "canonical_name",

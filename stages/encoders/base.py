@@ -28,12 +28,12 @@ class TokenGrid:
     w: int
 
 
-class Encoder(Protocol):
-    """A frozen encoder, loaded and ready for views of one size.
+class Identified(Protocol):
+    """What is known of an encoder once it was loaded, here or elsewhere.
 
     ``name`` is the canonical reference (``"uni"``, ``"dinov2-s14@12"``). ``identity`` is JSON-able and holds all that
     changes the tokens; ``provenance`` is JSON-able and holds what does not: library versions, device, licence, origin
-    of the weights. ``parameters`` counts the weights of the whole published encoder, also where a lower block is used.
+    of the weights.
     """
 
     @property
@@ -51,6 +51,13 @@ class Encoder(Protocol):
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Everything worth recording that does not change the tokens."""
+
+
+class Encoder(Identified, Protocol):
+    """A frozen encoder, loaded and ready for views of one size.
+
+    ``parameters`` counts the weights of the whole published encoder, also where a lower block is used.
+    """
 
     @property
     def parameters(self) -> int:

@@ -58,11 +58,20 @@ def tiles_at_once(settings: TrainSettings, geometry: Geometry, limit: int) -> in
         needed = OVERHEAD * step_bytes(settings, geometry, 1)
         raise InputError(
             f"a training step of the decoder {settings.decoder} on a single tile takes about "
-            f"{needed / 2**30:.1f} GiB, and {max(0, limit) / 2**30:.1f} GiB are left for it",
+            f"{_amount(needed)}, and {_amount(max(0, limit))} are left for it",
             where="memory",
             remedy="Allow more memory, or train with a smaller decoder or smaller tiles.",
         )
     return fits
+
+
+def _amount(size: float) -> str:
+    """Return so many bytes in the unit in which they are one to four digits before the point."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import hashlib
 import io
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from stages.training.run import RunResult
 from store.documents import decode, encode
-from store.durable import put_folder
+from store.durable import put_folder, sweep
 from store.errors import InputError, StorageError, VerificationError
 
 RUN, CONFUSIONS, LOSSES, DECODER = "run.json", "confusions.npz", "losses.csv", "decoder.safetensors"
@@ -31,11 +32,12 @@ _AGAIN = "Remove the folder and train this run again."
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a result may depend on beside its inputs: versions, device and number of threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    versions = {"frostgrid": metadata.version("frostgrid"), "python": platform.python_version()}
+    versions |= {"torch": str(torch.__version__), "numpy": np.__version__}
+    with suppress(metadata.PackageNotFoundError):  # it comes with PyTorch for GPUs, and compiles our kernels
+        versions["triton"] = metadata.version("triton")
     return {
-        "frostgrid": metadata.version("frostgrid"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
+        **versions,
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"{device.type} {name}".strip(),
         "threads": torch.get_num_threads(),
@@ -60,12 +62,18 @@ class StoredRun:
 def write_run(
     folder: Path, result: RunResult, *, identity: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> None:
-    """Write ``result`` as the new folder ``folder``, completely and durably, or not at all.
+    """Write ``result`` as the new folder ``folder``: :func:`put_run` of :func:`run_files`."""
+    put_run(folder, run_files(result, identity=identity, environment=environment))
+
+
+def run_files(
+    result: RunResult, *, identity: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Return the files of a finished run by their names.
 
     ``run.json`` holds seed, classes, best epoch, parameters, seconds, ``identity``, ``environment`` and the sha256
     of the other files: ``confusions.npz`` (validated, val, test, val_names, test_names), ``losses.csv`` (epoch,
-    loss, lr) and ``decoder.safetensors``. ``InputError`` if the folder holds something already, ``StorageError`` if it
-    cannot be written.
+    loss, lr) and ``decoder.safetensors``.
     """
     files = {CONFUSIONS: _confusions(result), LOSSES: _losses(result), DECODER: _decoder(result)}
     body = {
@@ -78,8 +86,17 @@ def write_run(
         "environment": dict(environment),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+    return {**files, RUN: encode("run", _VERSION, body)}
+
+
+def put_run(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the ``files`` of a run as the new folder ``folder``, completely and durably, or not at all.
+
+    ``InputError`` if the folder holds something already, ``StorageError`` if it cannot be written.
+    """
+    sweep(folder.parent)  # of what a process that was killed has left half written
     try:
-        created = put_folder(folder, {**files, RUN: encode("run", _VERSION, body)})
+        created = put_folder(folder, files)
     except OSError as error:
         raise StorageError(
             f"The finished run cannot be written: {error.strerror or error}",
@@ -99,9 +116,7 @@ def load_run(folder: Path) -> StoredRun:
 
     ``InputError`` where there is none, ``VerificationError`` naming the file that is missing or damaged.
     """
-    if not folder.is_dir():
-        raise InputError("There is no finished run", where=folder, remedy="Train it first.")
-    body = decode("run", _VERSION, _read(folder / RUN), folder / RUN, _AGAIN)
+    body = read_record(folder)
     data = {name: _read(folder / name) for name in body["files"]}
     for name, digest in body["files"].items():
         if hashlib.sha256(data[name]).hexdigest() != digest:
@@ -124,6 +139,13 @@ def load_run(folder: Path) -> StoredRun:
             seconds=body["seconds"],
         )
     return StoredRun(folder, body["identity"], body["environment"], result)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what the ``run.json`` of a finished run says; no other file is looked at. Errors as ``load_run``."""
+    if not folder.is_dir():
+        raise InputError("There is no finished run", where=folder, remedy="Train it first.")
+    return decode("run", _VERSION, _read(folder / RUN), folder / RUN, _AGAIN)
 
 
 def _read(path: Path) -> bytes:

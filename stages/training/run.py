@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -269,16 +269,23 @@ def _train_epoch(
 
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
-    """On a GPU, let torch prefer the kernels that sum in a fixed order, and put its settings back afterwards."""
+    """On a GPU, let torch prefer the kernels that sum in a fixed order, and put its settings back afterwards.
+
+    New memory is not filled, which that mode does by default: nothing reads it before it is written.
+    """
     if device.type == "cpu":
         yield
         return
+    filling: Any = torch.utils.deterministic  # a property of the module, which type checkers do not see
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        filling.fill_uninitialized_memory,
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
+    filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        filling.fill_uninitialized_memory = before[2]

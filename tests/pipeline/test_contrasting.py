@@ -123,5 +123,7 @@ def test_two_caches_are_compared_as_caches_and_a_study_with_none(two: Home) -> N
     same = frostgrid("compare", stain, stain)
     assert same.exit_code == 0 and "the same: both hold these" in same.stdout
     assert frostgrid("compare", stain, pixels).exit_code == 4
+    seeded = frostgrid("compare", stain, pixels, "--seeds", 2)
+    assert seeded.exit_code == 2 and "Caches are compared whole, and have no runs [--seeds]" in seeded.stderr
     mixed = frostgrid("compare", two.study, stain)
     assert mixed.exit_code == 2 and "A study cannot be compared with a cache" in mixed.stderr

@@ -16,6 +16,7 @@ from pipeline.loading import load
 from pipeline.recorded import recorded_runs
 from pipeline.study import read_study
 from pipeline.sweeping import combinations
+from pipeline.tilesets import TileSet
 from pipeline.varying import parse_setting
 from pipeline.workspace import Workspace
 from store.errors import VerificationError
@@ -45,10 +46,10 @@ def test_a_run_of_other_inputs_under_the_right_name_is_refused(copy: Home) -> No
 
 def test_a_run_is_not_taken_for_the_one_that_was_trained_meanwhile_if_it_is_another(copy: Home) -> None:
     job, folder = pretender(copy)
-    planned = job.planned()
+    tiles = TileSet.of(job.needs().values())
     cpu = torch.device("cpu")
-    loaded = load(job.tokens, job.masks, planned, cpu, encoder=job.encoder, scratch=copy.folder)
-    task = job.task(0, {view: row for row, view in enumerate(planned)})
+    loaded = load(job.tokens, job.masks, tiles, cpu, encoder=job.encoder, scratch=copy.folder)
+    task = job.task(0, job.selection(tiles))
     with pytest.raises(VerificationError, match=r"settings\.lr"):
         task.perform(loaded, loaded.features(cpu), cpu, lambda report: None)
     shutil.rmtree(folder)

@@ -21,8 +21,9 @@ from pipeline import engine
 from pipeline.job import Job
 from pipeline.loading import Loaded, Shared, load
 from pipeline.parallel import cores, perform_in_parallel, places
-from pipeline.runs import Failure
+from pipeline.runs import Failure, RunTask
 from pipeline.study import read_study
+from pipeline.tilesets import TileSet
 from stages.training.settings import TrainSettings
 from store.errors import InputError, StorageError
 
@@ -45,10 +46,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def finished(root: Path) -> list[Path]:
+    """The weights of finished runs; those that are being written have another name."""
+    return sorted(root.glob("*/*/*/seed-???-????????/decoder.safetensors"))
+
+
 def weights(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.parent.relative_to(root)): path.read_bytes() for path in root.rglob("decoder.safetensors")
-    }
+    return {str(path.parent.relative_to(root)): path.read_bytes() for path in finished(root)}
 
 
 def started(home: Home, *arguments: str) -> subprocess.Popen[str]:
@@ -98,9 +102,17 @@ def job_of(home: Home, seeds: int) -> Job:
     return next(engine.jobs(work, [], seeds))
 
 
+def tiles_of(job: Job) -> TileSet:
+    return TileSet.of(job.needs().values())
+
+
+def tasks_of(job: Job) -> list[RunTask]:
+    return [job.task(seed, job.selection(tiles_of(job))) for seed in job.seeds]
+
+
 def loaded(job: Job) -> Loaded:
     return load(
-        job.tokens, job.masks, job.planned(), CPU, encoder="stain", scratch=job.work.results, shared=True
+        job.tokens, job.masks, tiles_of(job), CPU, encoder="stain", scratch=job.work.results, shared=True
     )
 
 
@@ -112,11 +124,10 @@ def test_streaming_processes_and_masks_in_a_file_give_the_same(copy: Home) -> No
     masks = Shared(data.masks.array.shape, "uint8", job.work.results)
     masks.array[:] = data.masks.array
     data = replace(data, grids=None, masks=masks)
-    number = {view: row for row, view in enumerate(job.planned())}
     epochs: dict[int, list[int]] = {0: [], 1: []}
     failures: list[Failure] = []
     perform_in_parallel(
-        [job.task(seed, number) for seed in job.seeds],
+        tasks_of(job),
         data,
         [CPU, CPU],
         1,
@@ -134,8 +145,7 @@ def test_a_result_that_cannot_be_written_stops_the_work(copy: Home) -> None:
     job = job_of(copy, 2)
     job.folder.parent.mkdir(parents=True)
     job.folder.write_text("a file where a folder should be")
-    number = {view: row for row, view in enumerate(job.planned())}
-    tasks = [job.task(seed, number) for seed in job.seeds]
+    tasks = tasks_of(job)
     with pytest.raises(StorageError, match="cannot be written"):
         perform_in_parallel(
             tasks, loaded(job), [CPU], 1, on_epoch=lambda *_: None, on_failure=lambda *_: None
@@ -144,7 +154,6 @@ def test_a_result_that_cannot_be_written_stops_the_work(copy: Home) -> None:
 
 def test_a_process_that_is_killed_or_a_run_that_fails_costs_that_run_and_no_other(copy: Home) -> None:
     job = job_of(copy, 3)
-    number = {view: row for row, view in enumerate(job.planned())}
     failures: dict[int, Failure] = {}
 
     def kill(task: int, epoch: int) -> None:
@@ -153,7 +162,7 @@ def test_a_process_that_is_killed_or_a_run_that_fails_costs_that_run_and_no_othe
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
 
-    tasks = [job.task(seed, number) for seed in job.seeds]
+    tasks = tasks_of(job)
     tasks[0] = replace(tasks[0], settings=replace(job.settings, epochs=100_000))
     tasks[1] = replace(tasks[1], settings=TrainSettings("mlp", {"hidden": 8}, lr=1e38))
     perform_in_parallel(tasks, loaded(job), [CPU], 1, on_epoch=kill, on_failure=failures.__setitem__)
@@ -180,10 +189,10 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was_and_leaves_no_process(
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     eventually(lambda: processes(copy) == [])
-    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("decoder.safetensors")}
+    kept = {path: path.stat().st_mtime_ns for path in finished(runs)}
     assert before + 2 <= len(kept) < before + 8
     assert copy.run("sweep", *sweep[1:2], "train.epochs=40,41,42,43,44,45,46", "--seeds", "1").exit_code == 0
-    after = {path: path.stat().st_mtime_ns for path in runs.rglob("decoder.safetensors")}
+    after = {path: path.stat().st_mtime_ns for path in finished(runs)}
     assert len(after) >= before + 7 and kept.items() <= after.items()
     assert (
         copy.run("sweep", *sweep[1:2], "train.epochs=40,41,42", "--runs", copy.folder / "again").exit_code

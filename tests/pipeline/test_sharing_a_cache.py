@@ -111,6 +111,11 @@ def test_weights_given_tell_caches_apart_in_every_command_to_the_end(study: Path
         assert said.exit_code == 0, said.output
         (row,) = json.loads(said.stdout)["results"]
         tokens.add(row["tokens"])
+        compared = run(study, tmp_path, "compare", study, "--encoder", own, "--weights", file, "--json")
+        assert compared.exit_code == 0, compared.output
+        assert [one["a"]["mean"] for one in json.loads(compared.stdout)["encoders"]] == [
+            row["mean_dice"]["mean"]
+        ]
         swept = run(
             study, tmp_path, "sweep", "--encoder", own, "--weights", file, "--set", "train.lr=0.1", "--json"
         )
@@ -118,6 +123,10 @@ def test_weights_given_tell_caches_apart_in_every_command_to_the_end(study: Path
         assert json.loads(swept.stdout)["finished"] == 1
     assert len(tokens) == 2
     alone = run(study, tmp_path, "report", "--encoder", own)
+    assert alone.exit_code == 2 and "Give --weights too" in alone.stderr
+    unclear = run(study, tmp_path, "compare", study)
+    assert unclear.exit_code == 2 and "Traceback" not in unclear.stderr
+    alone = run(study, tmp_path, "compare", study, "--encoder", own)
     assert alone.exit_code == 2 and "Give --weights too" in alone.stderr
     # a sweep of another encoder shows what it found, though the file of all sweeps cannot be written without them
     assert run(study, tmp_path, "extract").exit_code == 0

@@ -14,9 +14,11 @@ import pytest
 from cachekit import Home, cache, parsed, refused
 
 from pipeline import engine
+from pipeline.grouping import PROCESS_BYTES
+from pipeline.outcome import Following, Outcome
 from pipeline.study import read_study
 from pipeline.sweeping import combinations, variants
-from pipeline.trainer import PROCESS_BYTES, _Progress
+from pipeline.tilesets import TileSet
 from pipeline.varying import parse_decoders, parse_setting
 from pipeline.workspace import Workspace
 from stages.training.footprint import OVERHEAD, step_bytes
@@ -135,7 +137,7 @@ def test_variants_are_all_that_was_trained_on_the_data_as_they_are(copy: Home) -
     assert copy.run("sweep", *FACTORS, "--seeds", "2").exit_code == 0
     assert copy.run("sweep", "--set", "train.tiles=2").exit_code == 0
     found = variants(workspace(copy))
-    assert [(one.encoder, one.decoder, dict(one.factors), one.seeds) for one in found] == [
+    assert [(one.encoder, one.decoder, dict(one.factors), tuple(one.runs)) for one in found] == [
         (
             "stain",
             decoder,
@@ -151,8 +153,8 @@ def test_variants_are_all_that_was_trained_on_the_data_as_they_are(copy: Home) -
         ]
     ]
     for one in found:
-        counts = one.counts("test")
-        assert counts.shape == (len(one.seeds), 2, 2, 3)
+        counts = one.test_counts
+        assert counts.shape == (len(one.runs), 2, 2, 3)
         pooled = counts.sum(axis=1)
         dice = (2 * pooled[..., 0] / (pooled[..., 1] + pooled[..., 2])).mean(axis=-1)
         np.testing.assert_allclose(one.dice, dice)
@@ -319,7 +321,7 @@ def test_bfloat16_is_another_run_and_trains(copy: Home) -> None:
 
 def test_little_memory_cuts_batches_into_pieces_and_too_little_is_refused(copy: Home) -> None:
     job = combinations(workspace(copy), [], [], 1, None)[0]
-    views = len(job.planned())
+    views = TileSet.of(job.needs().values()).total
     held = views * (job.tokens.spec.stored_nbytes + job.masks.spec.stored_nbytes)
     one_tile = int(OVERHEAD * step_bytes(job.settings, job.geometry, 1)) + 1
     least = held + one_tile + PROCESS_BYTES
@@ -345,11 +347,13 @@ def test_progress_counts_all_runs_and_weighs_them_by_their_work(copy: Home) -> N
     cheap, costly = combinations(work, [], [*decoders, parse_setting("train.epochs=4")], 1, None)
     assert costly.cost > 3 * cheap.cost
     told: list[tuple[int, int]] = []
-    progress = _Progress(lambda done, total: told.append((done, total)), [cheap, costly])
+    jobs, runs = [cheap, costly], [(0, 0), (1, 0)]
+    outcome = Outcome.of(jobs)
+    following = Following(jobs, runs, lambda done, total: told.append((done, total)), outcome)
     for epoch in (1, 2, 3, 4):
-        progress.epoch(0, epoch)
+        following.epoch(runs[0], epoch)
     assert told[-1][0] < 4
-    progress.next_group(1)
-    progress.end(0)
+    following.trained(runs[1])
+    assert outcome.trained == [[], [0]]
     assert told[-1] == (8, 8)
     assert told[0] == (0, 8) and [done for done, _ in told] == sorted(done for done, _ in told)

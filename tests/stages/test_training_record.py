@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from packagekit import Packages
 from training_problem import CLASSES, equal, run
 
 from stages.training.record import environment, load_run, write_run
@@ -37,6 +38,11 @@ def test_a_run_is_read_back_to_the_bit(tmp_path: Path, result: RunResult) -> Non
     assert stored.environment["torch"] == torch.__version__
     for name in ("seed", "classes", "val_names", "test_names", "parameters", "seconds"):
         assert getattr(stored.result, name) == getattr(result, name)
+
+
+def test_the_environment_has_the_version_of_triton_where_it_is_installed(packages: Packages) -> None:
+    packages.install("triton", version="9.8.7")
+    assert environment(torch.device("cpu"))["triton"] == "9.8.7"
 
 
 def test_the_files_are_plain_ones(tmp_path: Path, result: RunResult) -> None:

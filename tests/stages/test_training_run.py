@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from training_problem import CLASSES, GEOMETRY, PX, QUICK, equal, run, split
 
 from stages.decoders import build_decoder
 from stages.metrics import counts, mean_dice, pooled_dice
-from stages.training.run import Diverged, EpochReport, initial_decoder
+from stages.training.run import Diverged, EpochReport, _reproducible, initial_decoder
 from stages.training.settings import TrainSettings
 from store.errors import InputError, InputErrors
 
@@ -48,6 +49,39 @@ def test_one_seed_gives_one_result_whatever_ran_before() -> None:
     others = [run(seed=8), run(replace(QUICK, decoder="linear", options={}), seed=7)]
     assert equal(alone, run(seed=7))
     assert not equal(alone, others[0])
+
+
+@pytest.fixture
+def filled() -> Iterator[None]:
+    """Torch fills new memory with NaN, or the largest number."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(9).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("mode", ["fast", "textbook"])
+def test_a_run_reads_no_memory_before_it_is_written(mode: Any, request: pytest.FixtureRequest) -> None:
+    settings = replace(QUICK, upconv=mode)
+    usual = run(settings)
+    request.getfixturevalue("filled")
+    assert equal(run(settings), usual)
+
+
+def test_on_a_gpu_order_is_fixed_and_new_memory_not_filled_for_the_run_only() -> None:
+    def state() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), bool(torch.empty(9).isnan().all())
+
+    with _reproducible(torch.device("cuda")):
+        assert state() == (True, False)
+    assert state() == (False, False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with _reproducible(torch.device("cuda")):
+            assert state() == (True, False)
+        assert state() == (True, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_one_seed_gives_one_result_beside_another_run() -> None:

@@ -89,8 +89,12 @@ def test_as_many_tiles_at_once_as_fit() -> None:
 
 
 def test_a_tile_that_does_not_fit_is_refused_with_what_it_needs() -> None:
-    with pytest.raises(InputError, match=r"single tile takes about 1\.\d GiB, and 0\.5 GiB are left"):
+    with pytest.raises(InputError, match=r"single tile takes about 1\.\d GiB, and 512 MiB are left"):
         tiles_at_once(TrainSettings(), PAPER, 1 << 29)
+    with pytest.raises(InputError, match="and 3 KiB are left"):
+        tiles_at_once(TrainSettings(), PAPER, 3000)
+    with pytest.raises(InputError, match="and 0 bytes are left"):
+        tiles_at_once(TrainSettings(), PAPER, -5)
 
 
 def test_a_step_in_bfloat16_keeps_float32_weights_and_gradients() -> None:

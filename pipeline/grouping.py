@@ -1,0 +1,104 @@
+"""Which runs of stage two are missing, by the feature cache they are trained on, and what each group needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pipeline.job import Job
+from pipeline.loading import Room, complete
+from pipeline.outcome import Run
+from pipeline.runs import RunTask
+from pipeline.tilesets import TileSet
+from stages.tiles.dataset import flatten, raise_all
+from stages.training.footprint import tiles_at_once
+from store import GridSpec
+from store.errors import InputError
+
+STREAMED_BATCHES = 3  # of token grids that wait to be trained on
+PROCESS_BYTES = 400 << 20  # what a process takes that has loaded torch and trains nothing yet
+REMEDY = "Nothing was trained. Correct these and run the same command again."
+
+
+@dataclass(frozen=True)
+class Group:
+    """The missing runs of all jobs on one feature cache, and the tiles that they need of it together."""
+
+    jobs: Sequence[Job]
+    tiles: TileSet
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def first(self) -> Job:
+        """A job of the group: encoder and cache are those of all of them."""
+        return self.jobs[self.runs[0][0]]
+
+    def tasks(self) -> list[RunTask]:
+        """Return the runs as they are handed to whoever trains them."""
+        selections = {position: self.jobs[position].selection(self.tiles) for position, _ in self.runs}
+        return [self.jobs[position].task(seed, selections[position]) for position, seed in self.runs]
+
+
+def missing(
+    jobs: Sequence[Job], bring: Callable[[Job], object], look: Callable[[Group], object]
+) -> list[Group]:
+    """Return the runs that are missing, by feature cache, after a look at all that they need.
+
+    ``bring`` is called with a job of each cache before anything is asked of it, ``look`` with each group, to say what
+    its cache lacks. Raises :class:`store.errors.InputErrors` with everything that keeps runs from being trained, and
+    what ``look`` raises.
+    """
+    faults: list[InputError] = []
+    sound = [(position, job) for position, job in enumerate(jobs) if _collect(faults, job.check)]
+    if not faults:  # nothing is copied from elsewhere for what cannot be trained
+        for job in {(job.encoder, job.work.study.cache.encoding): job for job in jobs}.values():
+            _collect(faults, partial(bring, job))
+    found: dict[str, list[tuple[int, list[int]]]] = {}
+    seen: set[Path] = set()
+    for position, job in sound:
+        seeds = [seed for seed in job.seeds if job.finished(seed) is None]
+        if not seeds or not _collect(faults, partial(getattr, job, "tokens")):
+            continue
+        new = [seed for seed in seeds if job.run_folder(seed) not in seen]
+        seen.update(job.run_folder(seed) for seed in new)
+        if new:
+            found.setdefault(str(job.tokens.path), []).append((position, new))
+    raise_all(list({str(fault): fault for fault in faults}.values()), REMEDY)
+    groups = []
+    for members in found.values():
+        tiles = TileSet.of(need for position, _ in members for need in jobs[position].needs().values())
+        groups.append(Group(jobs, tiles, [(position, seed) for position, seeds in members for seed in seeds]))
+        look(groups[-1])
+    return groups
+
+
+def complete_here(group: Group) -> None:
+    """Raise :class:`store.errors.MissingViews` for views that a group's caches on this machine lack."""
+    job, tiles = group.first, group.tiles
+    complete(job.tokens, tiles, tiles.view_keys, job.encoder)
+    complete(job.masks, tiles, tiles.mask_view_keys, job.encoder)
+
+
+def pieces(task: RunTask, spec: GridSpec, room: Room, memory: int, processes: int | None = None) -> int:
+    """Return how many tiles of a batch a run can take at a time with ``memory`` bytes of host memory in all.
+
+    ``room``: what is held of the grids of ``spec``, by this process or for all of so many ``processes``. Raises
+    :class:`InputError` where not even one tile fits.
+    """
+    others = PROCESS_BYTES if processes is not None else 0  # this process, which trains nothing itself then
+    left = (memory - room.nbytes - others) // (processes or 1) - PROCESS_BYTES
+    if room.residency == "stream":
+        left -= STREAMED_BATCHES * task.settings.batch * spec.stored_nbytes
+    return tiles_at_once(task.settings, task.geometry, left)
+
+
+def _collect(faults: list[InputError], look: Callable[[], object]) -> bool:
+    """Look at something, and keep what is wrong with it; returns whether nothing was."""
+    try:
+        look()
+    except InputError as error:
+        faults += flatten(error)
+        return False
+    return True
