@@ -7,8 +7,6 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from pipeline import staging
 from pipeline.backbones import Backbones
 from pipeline.choosing import UnclearCache
@@ -56,14 +54,6 @@ def workspace(
             remedy="Leave it out, or give the URL with --cache.",
         )
     return Workspace(study, Path(root), runs, threads, dtype)
-
-
-def chosen_device(device: str | None) -> torch.device:
-    """Return the device asked for, or a GPU where there is one, else the CPU.
-
-    Raises :class:`InputError` for one that this machine has not.
-    """
-    return usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def chosen_encoders(study: Study, asked: Sequence[str], weights: Path | None) -> dict[str, str]:
@@ -116,7 +106,7 @@ def extract_all(
     :class:`pipeline.cluster.extraction.ShardsFailed` at the end, where workers could not make some of the shards.
     """
     names = chosen_encoders(work.study, asked, weights)
-    target = chosen_device("cpu" if crew else device)  # of a cluster each worker knows its own
+    target = usable_device("cpu" if crew else device)  # of a cluster each worker knows its own
     work.keep_split()
     _check_precision(work, names)
     named: dict[str, Path | None] = {}
@@ -204,7 +194,7 @@ def train_all(
 
     Raises as :func:`pipeline.trainer.train_jobs` does, and what went wrong with single runs after all others.
     """
-    target = chosen_device("cpu" if crew else device)  # of a cluster each worker knows its own
+    target = usable_device("cpu" if crew else device)  # of a cluster each worker knows its own
     work.keep_split()
     wanted = list(jobs(work, asked, seeds, weights=weights))
     outcome = train_jobs(wanted, talk, target, processes=processes, memory=memory, crew=crew)

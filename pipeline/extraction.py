@@ -28,8 +28,8 @@ class Extraction(Protocol):
     def masks(self) -> GridStore:
         """Return the views store with every view of the study in it."""
 
-    def tokens(self, reference: str, weights: Path | None, masks: GridReader) -> GridStore:
-        """Return the cache of an encoder with every view in it, here or at the place where the caches lie."""
+    def tokens(self, reference: str, weights: Path | None, masks: GridReader) -> None:
+        """Bring every view into the cache of an encoder, here or at the place where the caches lie."""
 
     def finish(self) -> None:
         """Raise what went wrong and was put off until all else was done."""
@@ -65,7 +65,7 @@ class InProcess:
         staging.send(work, masks, talk)
         return masks
 
-    def tokens(self, reference: str, weights: Path | None, masks: GridReader) -> GridStore:
+    def tokens(self, reference: str, weights: Path | None, masks: GridReader) -> None:
         """See :class:`Extraction`. Raises as loading the encoder and :func:`stages.extract.extract` do."""
         work, talk = self._work, self._talk
         with talk.bar(f"Loading {canonical_name(reference)}", "bytes") as update, download_progress(update):
@@ -95,7 +95,6 @@ class InProcess:
             f"{encoder.name}: {done.computed} views encoded, {kept} kept, {stored} ({store.path}); {_how(batches)}"
         )
         staging.send(work, store, talk)
-        return store
 
     def finish(self) -> None:
         """See :class:`Extraction`; in this process nothing is put off."""

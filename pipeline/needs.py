@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.choosing import UnclearCache
-from pipeline.engine import chosen_device, jobs
+from pipeline.engine import jobs
 from pipeline.job import Job
 from pipeline.staging import found_elsewhere
 from pipeline.workspace import Workspace
 from stages.cost import decoder_step_flop, gemm_rate
+from stages.encoders import usable_device
 from stages.tiles.dataset import SPLITS
 from store import ViewKey
 from store.errors import NoCache
@@ -23,7 +24,7 @@ def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
     FLOP count a multiplication and an addition as two; times are FLOP over the matrix-product rate measured on this
     machine now, and for the textbook form of the decoder: estimates, made before anything runs.
     """
-    device = chosen_device(None)
+    device = usable_device(None)
     rate = gemm_rate(device)
     count = seeds or work.study.train.seeds
     train = work.study.train

@@ -27,7 +27,14 @@ PATIENCE_S = 5.0  # for a process that was asked to end
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(core_numbers())
+
+
+def core_numbers() -> tuple[int, ...]:
+    """Return which cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def places(count: int, device: torch.device, where: str = "--parallel") -> tuple[list[torch.device], int]:
@@ -51,12 +58,12 @@ def places(count: int, device: torch.device, where: str = "--parallel") -> tuple
     return all_of, max(1, cores() // count)
 
 
-def explained(task: RunTask, error: BaseException) -> Failure:
-    """Return why a run failed, with the trace of an error that does not explain itself."""
+def explained(title: str, error: BaseException) -> Failure:
+    """Return why a task failed, with the trace of an error that does not explain itself."""
     if isinstance(error, FrostgridError):
-        return Failure(task.title, str(error))
+        return Failure(title, str(error))
     trace = "".join(traceback.format_exception(error))
-    return Failure(task.title, f"{type(error).__name__}: {error}", trace)
+    return Failure(title, f"{type(error).__name__}: {error}", trace)
 
 
 def perform_in_parallel(
@@ -227,7 +234,7 @@ def _serve(pipe: Connection, loaded: Loaded, device: torch.device, threads: int)
         except StorageError as error:
             pipe.send(("refused", error.what, error.where, error.remedy))
         except Exception as error:
-            pipe.send(("failed", explained(task, error)))
+            pipe.send(("failed", explained(task.title, error)))
         else:
             pipe.send(("done",))
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import Talk
-from pipeline.engine import chosen_device
 from pipeline.workspace import Workspace, slug_of
 from stages.batching import Batches
-from stages.encoders import Encoder, canonical_name, download_progress
+from stages.encoders import Encoder, canonical_name, download_progress, usable_device
 from stages.recheck import Rechecked, Tolerance, recheck, sample, tolerance_of
 from store import GridStore
 from store.errors import IdentityMismatch, InputError
@@ -79,7 +78,7 @@ def _loaded(
         encoder = work.backbones.load(
             reference,
             weights=weights or work.weights_of(name),
-            device=chosen_device(device),
+            device=usable_device(device),
             dtype=store.identity["encoder"].get("compute_dtype", "auto"),
         )
     fields = [str(field) for field in differences(store.identity["encoder"], encoder.identity)]

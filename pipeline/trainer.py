@@ -135,6 +135,6 @@ def _train_group(
         except StorageError:
             raise
         except Exception as error:
-            following.failed(run, explained(task, error))
+            following.failed(run, explained(task.title, error))
         else:
             following.trained(run)

@@ -53,7 +53,7 @@ def connected(
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said in our words
     with ExitStack() as stack:
         if workers is not None:
-            target = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            target = usable_device(device)
             scheduler = stack.enter_context(_own_cluster(workers, target)).scheduler_address
             device = target.type  # each worker sees one GPU only
         try:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import queue
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.cluster.equipping import RESOURCE, Found, Needs, equip, probed
+from pipeline.cluster.equipping import Found, Needs, equip, probed
 from pipeline.cluster.here import here
 from pipeline.cluster.tasks import Common, Task
 from pipeline.console import Talk
+from pipeline.parallel import explained
 from pipeline.runs import Failure
 from stages.tiles.dataset import raise_all
 from store.errors import FrostgridError, InputError, StorageError, VerificationError
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, KilledWorker
 
 TRIES = 3
 AHEAD = 1  # tasks a worker that are pending; one that waits behind another would count as killed with it
 LEAST = 1
 LOOK_S = 2.0  # between looks at which workers there are
+FETCH_S = 60.0  # for a result to come from its worker; then it may have been lost, and be made again
 
 OnDone = Callable[[Task, Any], None]
 OnFailure = Callable[[Task, Failure], None]
@@ -53,8 +54,9 @@ class Crew:
         self._client, self._device, self._talk = client, device, talk
         self._needs = Needs(device=device)
         self._ready: dict[str, Found] = {}
-        self._unfit: set[str] = set()
+        self._unfit: dict[str, list[str]] = {}
         self._looked = 0.0
+        self._said_waiting = False
         self._cluster: str | None = None
         self._probes = ExitStack()
         self._commons: dict[str, Future[Any]] = {}
@@ -94,18 +96,26 @@ class Crew:
         self._unfit.clear()
         self._await_workers()
         faults = self._equip(list(self._addresses()))
-        raise_all(
-            [InputError(fault, where="--scheduler", remedy="") for fault in faults],
-            "Nothing was computed. Correct these, or take these workers out of the cluster.",
-        )
+        raise_all([InputError(fault, where="--scheduler") for fault in faults], "Nothing was computed.")
 
     def ask(self, task: Task) -> Any:
-        """Return the result of one task. Raises what it raised, after as many tries as :meth:`perform` makes."""
+        """Return the result of one task. Raises what it raised, after as many tries as :meth:`perform` makes.
+
+        And :class:`FrostgridError` where the workers died of it.
+        """
+        from distributed import KilledWorker
+
         results: list[Any] = []
         faults: list[BaseException] = []
         self._work(
             iter([task]), lambda _, result: results.append(result), lambda _, e: faults.append(e), None
         )
+        if faults and isinstance(faults[0], KilledWorker):
+            raise FrostgridError(
+                f"{task.title}: {_died(faults[0])}",
+                where="--scheduler",
+                remedy="Give the workers more memory, or views in smaller batches with --batch.",
+            )
         if faults:
             raise faults[0]
         return results[0]
@@ -128,7 +138,7 @@ class Crew:
         Raises :class:`StorageError` where the scheduler is gone.
         """
         self._work(
-            iter(tasks), on_done, lambda task, error: on_failure(task, explained(task.title, error)), on_start
+            iter(tasks), on_done, lambda task, error: on_failure(task, _failure(task, error)), on_start
         )
 
     def _work(
@@ -157,9 +167,14 @@ class Crew:
                 one = pending.pop(key)
                 if on_start is not None and not one.started:
                     on_start(one.task)
-                error = self._error_of(one.future)
+                    one.started = True
+                try:
+                    error, result = self._outcome(one.future)
+                except _NotThere:
+                    self._follow(one, key, pending, ended)
+                    continue
                 if error is None:
-                    on_done(one.task, self._result_of(one.future))
+                    on_done(one.task, result)
                 elif one.tries < TRIES and _worth_another_try(error):
                     one.future.release()
                     self._submit(one.task, one.tries + 1, pending, ended)
@@ -167,16 +182,17 @@ class Crew:
                     on_error(one.task, error)
                 one.future.release()
         finally:
-            for one in pending.values():
-                one.future.cancel()  # unless somebody else has asked for the same
-            for future in self._commons.values():
-                future.release()
+            with suppress(Exception):  # of a cluster that is gone
+                for one in pending.values():
+                    one.future.cancel()  # unless somebody else has asked for the same
+                for future in self._commons.values():
+                    future.release()
             self._commons.clear()
 
     def _submit(
         self, task: Task, tries: int, pending: dict[str, _Pending], ended: queue.SimpleQueue[str]
     ) -> None:
-        key = f"frostgrid-{task.key}" + (f"-again{tries - 1}" if tries > 1 else "")
+        key = f"frostgrid-{task.key}-{self._device or 'any'}" + (f"-again{tries - 1}" if tries > 1 else "")
         common = () if task.common is None else (self._common(task.common),)
         future: Future[Any] = self._client.submit(
             _on_worker,
@@ -184,12 +200,16 @@ class Crew:
             self._device,
             *common,
             key=key,
-            resources={RESOURCE: 1},
-            workers=list(self._ready) if self._unfit else None,
+            resources=self._needs.resources,
             pure=False,
         )
-        pending[key] = _Pending(task, tries, future)
-        future.add_done_callback(lambda _: ended.put(key))
+        self._follow(_Pending(task, tries, future), key, pending, ended)
+
+    def _follow(
+        self, one: _Pending, key: str, pending: dict[str, _Pending], ended: queue.SimpleQueue[str]
+    ) -> None:
+        pending[key] = one
+        one.future.add_done_callback(lambda _: ended.put(key))
 
     def _common(self, common: Common) -> Future[Any]:
         """Return a value as the cluster has it: kept by the worker that took it first, until all work is done.
@@ -201,44 +221,44 @@ class Crew:
                 _itself,
                 common.value,
                 key=f"frostgrid-{common.key}",
-                resources={RESOURCE: 1},
-                workers=list(self._ready) if self._unfit else None,
+                resources=self._needs.resources,
                 priority=1,
                 pure=False,
             )
         return self._commons[common.key]
 
-    def _error_of(self, future: Future[Any]) -> BaseException | None:
+    def _outcome(self, future: Future[Any]) -> tuple[BaseException | None, Any]:
+        """Return what a task raised, or None and its result; raises ``_NotThere`` where that was lost meanwhile."""
         if future.cancelled():
             self._refuse_lost()
         try:
-            error: BaseException | None = future.exception()
+            return None, future.result(timeout=FETCH_S)
         except CancelledError:
             self._refuse_lost()
-        if error is not None:
-            error.__traceback__ = error.__traceback__ or future.traceback()
-        return error
-
-    def _result_of(self, future: Future[Any]) -> Any:
-        return self._asked(future.result)  # the task has succeeded: what goes wrong now is the connection
+        except Exception as error:
+            if future.status == "error":
+                return error, None
+            if isinstance(error, TimeoutError):
+                raise _NotThere from None
+            if isinstance(error, OSError):
+                self._refuse_lost()
+            raise
 
     def _look_around(self, pending: dict[str, _Pending], on_start: OnStart | None) -> None:
         """Make workers ready that have come, forget those that have gone, and see what is under way."""
         if time.monotonic() - self._looked < LOOK_S:
             return
+        offering = self._addresses(offering=True)
         addresses = self._addresses()
-        for gone in self._ready.keys() - addresses:
+        for gone in self._ready.keys() - offering:
             del self._ready[gone]
-        self._unfit &= addresses
-        if new := addresses - self._ready.keys() - self._unfit:
+        for gone in self._unfit.keys() - addresses:
+            del self._unfit[gone]
+        if new := addresses - self._ready.keys() - self._unfit.keys():
             for fault in self._equip(list(new)):
                 self._talk.say(f"A worker that has joined gets no tasks: {fault}")
-        if not self._ready and self._unfit:
-            raise InputError(
-                "None of the workers can do the tasks, for the reasons above",
-                where="--scheduler",
-                remedy="Correct these, and run the same command again: what is finished is kept.",
-            )
+        if not self._ready:
+            self._say_waiting()
         if on_start is not None and pending:
             for key in {key for keys in self._asked(self._client.processing).values() for key in keys}:
                 if key in pending and not pending[key].started:
@@ -248,33 +268,48 @@ class Crew:
 
     def _equip(self, addresses: list[str]) -> list[str]:
         faults = self._asked(lambda: equip(self._client, addresses, self._needs, self._ready))
-        self._unfit |= faults.keys()
+        self._unfit |= faults
         return [fault for one in faults.values() for fault in one]
 
-    def _addresses(self) -> set[str]:
-        return set(self._asked(self._client.nthreads))
+    def _addresses(self, *, offering: bool = False) -> set[str]:
+        """Return the workers there are, or those of them that offer to do tasks of this command."""
+        workers = self._asked(lambda: self._client.scheduler_info(n_workers=-1))["workers"]
+        if not offering:
+            return set(workers)
+        wanted = self._needs.resources.keys()
+        return {address for address, about in workers.items() if wanted <= about["resources"].keys()}
 
     def _await_workers(self) -> None:
-        said = False
         while not self._addresses():
-            if not said:
-                self._talk.say("waiting for a worker to join the cluster (Ctrl-C ends this)")
-            said = True
+            self._say_waiting()
             time.sleep(LOOK_S)
+
+    def _say_waiting(self) -> None:
+        if not self._said_waiting:
+            self._said_waiting = True
+            unfit = "".join(f"\n  - {fault}" for faults in self._unfit.values() for fault in faults)
+            but = f"; these cannot do the tasks:{unfit}" if unfit else ""
+            self._talk.say(f"waiting for a worker to join the cluster (Ctrl-C ends this){but}")
 
     def _asked(self, question: Callable[[], Any]) -> Any:
         """Return what the scheduler answers."""
+        if self._client.scheduler is None or self._client.status in ("closing", "closed"):
+            self._refuse_lost()
         try:
             return question()
         except (OSError, TimeoutError, CancelledError):
             self._refuse_lost()
 
-    def _refuse_lost(self) -> None:
+    def _refuse_lost(self) -> NoReturn:
         raise StorageError(
             "The scheduler of the cluster is gone",
             where=self._client.scheduler.address if self._client.scheduler else "--scheduler",
             remedy="What is finished is kept. Start it again, and run the same command again to go on.",
         ) from None
+
+
+class _NotThere(Exception):
+    """The result of a task that was done cannot be had; it may have been lost with its worker."""
 
 
 def _on_worker(task: Task, device: str | None, *common: Any) -> Any:
@@ -286,19 +321,20 @@ def _itself(value: Any) -> Any:
 
 
 def _worth_another_try(error: BaseException) -> bool:
-    """Whether another attempt may end otherwise: not where input is at fault, or where three workers died of it."""
+    """Whether another attempt may end otherwise: not where input is at fault, or where workers died of it."""
     from distributed import KilledWorker
 
     return not isinstance(error, (InputError, VerificationError, KilledWorker))
 
 
-def explained(title: str, error: BaseException) -> Failure:
-    """Return why a task failed, with the trace of an error that does not explain itself."""
+def _failure(task: Task, error: BaseException) -> Failure:
     from distributed import KilledWorker
 
-    if isinstance(error, FrostgridError):
-        return Failure(title, str(error))
-    if isinstance(error, KilledWorker):
-        why = "each worker that had it died, as happens when memory runs out"
-        return Failure(title, f"{why} (the last one: {error.last_worker.address})")
-    return Failure(title, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    return (
+        Failure(task.title, _died(error)) if isinstance(error, KilledWorker) else explained(task.title, error)
+    )
+
+
+def _died(error: KilledWorker) -> str:
+    why = "each worker that had it died, as happens when memory runs out"
+    return f"{why} (the last one: {error.last_worker.address})"

@@ -1,21 +1,23 @@
 """Making the workers of a cluster ready: do they see what they need, and how much of their machine is theirs?
 
-A worker that was made ready offers one of the resource ``frostgrid``. Every task of ours takes it, so that a process
-runs one at a time, whatever else the cluster does, and none runs on a worker that cannot see the caches.
+A worker that was made ready offers one of the resource ``frostgrid``, and one that is called after the command it was
+made ready for. Every task of a command takes both: so a process runs one at a time, whatever else the cluster does, and
+none runs on a worker that cannot see what the command needs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from store.durable import storage_errors
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from distributed import Client, Worker
 
 RESOURCE = "frostgrid"
+VERSION = version("frostgrid")  # of the code that runs here, whatever is installed meanwhile
+OLD_S = 7 * 24 * 3600.0  # after which a probe is one that a killed process has left
 _PROBE = ".frostgrid-probe-"
+_ASK = "Correct this, or take the worker out of the cluster."
 
 
 @dataclass(frozen=True)
@@ -33,22 +38,31 @@ class Needs:
     """What a worker has to have.
 
     ``folders``: each with the name and the content of a file in it. ``files``: each with its size, 0 for a folder.
-    ``urls``: places. ``device``: as ``--device`` says it. ``version``: of frostgrid.
+    ``urls``: places. ``device``: as ``--device`` says it. ``version``: of frostgrid. ``session``: the command.
     """
 
     folders: tuple[tuple[str, str, str], ...] = ()
     files: tuple[tuple[str, int], ...] = ()
     urls: tuple[str, ...] = ()
     device: str | None = None
-    version: str = field(default_factory=lambda: version("frostgrid"))
+    version: str = VERSION
+    session: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """What a worker offers that has all this, and a task of the command takes."""
+        return {RESOURCE: 1, f"{RESOURCE}-{self.session}": 1}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a worker has: its machine's name, the cores and threads it may use, its GPU ("" for none), its faults."""
+    """What a worker has: its machine's name, the cores it may use, the threads it was started with, and its faults.
+
+    ``gpu`` is "" where it computes on the CPU.
+    """
 
     host: str
-    cores: int
+    cores: tuple[int, ...]
     threads: int
     gpu: str
     faults: tuple[str, ...]
@@ -69,6 +83,7 @@ def probed(
             file, text = folder / f"{_PROBE}{uuid4().hex}", uuid4().hex
             with storage_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+                _sweep(folder)
                 file.write_text(text)
             probes.append((file, text))
         yield Needs(
@@ -90,51 +105,74 @@ def equip(
 
     ``known``: the workers that are ready already, to which the new ones are added; all share their machines anew.
     """
-    answers = client.run(look, needs, workers=list(addresses), on_error="return")
     faults: dict[str, list[str]] = {}
-    for address, answer in answers.items():
+    for address, answer in _answers(client, look, needs, addresses).items():
         if isinstance(answer, Found):
             known[address] = answer
             if answer.faults:
                 faults[address] = [f"{answer.host} ({address}) {fault}" for fault in answer.faults]
-        elif not isinstance(
-            answer, (OSError, asyncio.TimeoutError)
-        ):  # one that has gone meanwhile needs nothing
+        else:
             faults[address] = [f"{address} cannot run frostgrid: {type(answer).__name__}: {answer}"]
-    for address, other in _same_gpu({a: f for a, f in known.items() if a not in faults}).items():
-        faults[address] = [
-            f"{known[address].host} ({address}) has the GPU that {other} has: start one worker a GPU, each with "
-            "CUDA_VISIBLE_DEVICES of its own"
-        ]
-    for address in faults:
+    fit = {address: one for address, one in known.items() if address not in faults}
+    for address, why in (same_gpu(fit) | too_many(fit)).items():
+        faults[address] = [f"{known[address].host} ({address}) {why}"]
+    _forget(known, faults)
+    for address, answer in _answers(client, ready, (needs, shares(known)), list(known)).items():
+        if answer is not None:
+            faults[address] = [f"{address} cannot be made ready: {answer}"]
+    _forget(known, faults)
+    return {address: [f"{fault}. {_ASK}" for fault in some] for address, some in faults.items()}
+
+
+def _answers(
+    client: Client, question: Callable[..., Any], what: Any, addresses: Sequence[str]
+) -> dict[str, Any]:
+    """Return what workers answer, exceptions included, but for those that have gone meanwhile."""
+    if not addresses:
+        return {}
+    answers: dict[str, Any] = client.run(question, what, workers=list(addresses), on_error="return")
+    there = client.nthreads()
+    return {address: answer for address, answer in answers.items() if address in there}
+
+
+def _forget(known: dict[str, Found], addresses: Iterable[str]) -> None:
+    for address in addresses:
         known.pop(address, None)
-    if known:
-        client.run(ready, shares(known), workers=list(known), on_error="return")
-    return faults
 
 
 def shares(found: Mapping[str, Found]) -> dict[str, int]:
     """Return the threads that each worker may use: those it was started with, but not more than its share of the cores.
 
-    Workers of one machine share its cores in proportion to the threads they were started with.
+    Workers that may use the same cores share them in proportion to the threads they were started with.
     """
-    threads: defaultdict[str, int] = defaultdict(int)
+    threads: defaultdict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
     for one in found.values():
-        threads[one.host] += one.threads
+        threads[one.host, one.cores] += one.threads
     return {
-        address: max(1, min(one.threads, one.cores * one.threads // threads[one.host]))
+        address: max(1, min(one.threads, len(one.cores) * one.threads // threads[one.host, one.cores]))
         for address, one in found.items()
     }
 
 
-def _same_gpu(found: Mapping[str, Found]) -> dict[str, str]:
-    """Return the workers whose GPU another one before them has, each with the other."""
-    first: dict[tuple[str, str], str] = {}
-    taken = {}
+def too_many(found: Mapping[str, Found]) -> dict[str, str]:
+    """Return what is wrong with workers for which there is no core left."""
+    number: defaultdict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
+    faults = {}
     for address, one in found.items():
-        if one.gpu and first.setdefault((one.host, one.gpu), address) != address:
-            taken[address] = first[one.host, one.gpu]
-    return taken
+        number[one.host, one.cores] += 1
+        if number[one.host, one.cores] > len(one.cores):
+            faults[address] = f"is one worker more than the {len(one.cores)} cores it shares with others"
+    return faults
+
+
+def same_gpu(found: Mapping[str, Found]) -> dict[str, str]:
+    """Return what is wrong with workers whose GPU another one before them has."""
+    first: dict[tuple[str, str], str] = {}
+    faults = {}
+    for address, one in found.items():
+        if one.gpu and (other := first.setdefault((one.host, one.gpu), address)) != address:
+            faults[address] = f"has the GPU that {other} has: start one worker a GPU, by CUDA_VISIBLE_DEVICES"
+    return faults
 
 
 async def look(needs: Needs, dask_worker: Worker) -> Found:
@@ -145,16 +183,19 @@ async def look(needs: Needs, dask_worker: Worker) -> Found:
 def _look(needs: Needs, threads: int) -> Found:
     import torch
 
-    from pipeline.cluster.here import device_here
-    from pipeline.parallel import cores
+    from pipeline.cluster.here import seen
+    from pipeline.parallel import core_numbers
+    from stages.encoders import usable_device
     from store.places import open_place
     from store.processes import Process
 
     faults = []
-    if (mine := version("frostgrid")) != needs.version:
-        faults.append(f"runs frostgrid {mine}, and this is {needs.version}: install the same there")
+    if needs.version != VERSION:
+        faults.append(
+            f"runs frostgrid {VERSION}, and this is {needs.version}: install the same, and start it again"
+        )
     for folder, name, text in needs.folders:
-        if _content(Path(folder, name)) != text:
+        if not seen(partial(_holds, Path(folder, name), text)):
             faults.append(f"does not see the folder {folder}: mount it there under the same name")
         elif not os.access(folder, os.W_OK):
             faults.append(f"may not write to the folder {folder}: give it the right")
@@ -165,7 +206,7 @@ def _look(needs: Needs, threads: int) -> Found:
             )
     gpu = ""
     try:
-        device = device_here(needs.device)
+        device = usable_device(needs.device)
         if device.type == "cuda":
             gpu = (
                 f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')}:{device.index or torch.cuda.current_device()}"
@@ -177,18 +218,23 @@ def _look(needs: Needs, threads: int) -> Found:
             open_place(url).folders()
         except FrostgridError as fault:
             faults.append(f"does not reach {url}: {fault}")
-    return Found(Process.current().host, cores(), threads, gpu, tuple(faults))
+    return Found(Process.current().host, core_numbers(), threads, gpu, tuple(faults))
 
 
-async def ready(threads: Mapping[str, int], dask_worker: Worker) -> None:
-    """Make the worker that runs this one that takes tasks of ours."""
+async def ready(what: tuple[Needs, Mapping[str, int]], dask_worker: Worker) -> None:
+    """Make the worker that runs this one that takes tasks of the command."""
     from pipeline.cluster.here import make_ready
 
-    scratch = Path(
-        dask_worker.local_directory, f"frostgrid-{hashlib.sha256(dask_worker.id.encode()).hexdigest()[:12]}"
-    )
-    await asyncio.to_thread(make_ready, threads[dask_worker.address], scratch)
-    await dask_worker.set_resources(**{RESOURCE: 1})
+    needs, threads = what
+    scratch = Path(dask_worker.local_directory, "frostgrid")
+    await asyncio.to_thread(make_ready, threads[dask_worker.address], scratch, needs.session)
+    await dask_worker.set_resources(**needs.resources)
+
+
+def _sweep(folder: Path) -> None:
+    for probe in folder.glob(f"{_PROBE}*"):
+        if time.time() - probe.stat().st_mtime > OLD_S:
+            probe.unlink(missing_ok=True)
 
 
 def _size(file: Path) -> int:
@@ -208,8 +254,8 @@ def _size_there(file: Path) -> int:
         return -1
 
 
-def _content(file: Path) -> str | None:
+def _holds(file: Path, text: str) -> bool:
     try:
-        return file.read_text()
+        return file.read_text() == text
     except OSError:
-        return None
+        return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from pipeline.backbones import Backbones
-from pipeline.cluster.here import here
+from pipeline.cluster.here import here, seen
 from pipeline.study import Study
 from pipeline.workspace import dataset_of, recipe_of
 from stages.batching import Batches, batches_for
@@ -28,8 +27,6 @@ from store.int8 import MAX_ERROR
 from store.leases import Holder
 from store.places import open_place
 from store.sharing.workshop import Workshop
-
-LATE_S = 30.0  # that a disk of another machine may take to show what was just written
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,13 @@ class ShardOrder:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a shard: ``views`` computed now, 0 where it was there already, or where ``holder`` is at it."""
+    """What became of a shard: ``views`` computed now, or it was ``there`` already, or ``holder`` is at it.
+
+    None of the three where somebody has just given it up.
+    """
 
     views: int
+    there: bool = False
     holder: Holder | None = None
 
 
@@ -178,7 +179,10 @@ class _Claiming:
 
     def made(self, mine: bool) -> Made:
         """Return what became of the shard, ``mine`` saying whether it was this worker that made it."""
-        return Made(len(self.task.rows)) if mine else Made(0, self._shelf.holder(self.task))
+        if mine:
+            return Made(len(self.task.rows))
+        there = isinstance(self._shelf, Workshop) and self._shelf.lies_there(self.task)
+        return Made(0, there, None if there else self._shelf.holder(self.task))
 
 
 def _opened(order: ShardOrder) -> GridStore | Workshop:
@@ -190,10 +194,8 @@ def _opened(order: ShardOrder) -> GridStore | Workshop:
 
 
 def _await(file: Path) -> None:
-    """Wait a while for a file that the client has written, which a network disk may show here later."""
-    until = time.monotonic() + LATE_S
-    while not file.is_file() and time.monotonic() < until:
-        time.sleep(0.2)
+    """Wait for a file that the client has written; without it the store says what is wrong."""
+    seen(file.is_file)
 
 
 def _source(study: str) -> ViewSource:

@@ -42,13 +42,13 @@ from stages.extract import Counter, Done, until_done
 from stages.tiles.plan import mask_rows, token_rows
 from stages.tiles.tiling import Tile
 from store import GridReader, GridStore, ShardTask, ViewRow
-from store.errors import FrostgridError
+from store.errors import FrostgridError, StorageError
 from store.leases import Holder
 from store.sharing import push
 from store.sharing.claims import STALE_S
 from store.sharing.workshop import plan_there
 
-Place = tuple[str, int]  # part, shard
+Position = tuple[str, int]  # part, shard
 HOPELESS = 20  # failures in a row, after which the others are not tried
 _NAMED = 20
 _LOOKED_AT = 16  # images
@@ -63,7 +63,7 @@ class ShardsFailed(FrostgridError):
         more = f"\n  and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
         rest = "one after the other, so that no more were tried" if stopped else "the others are finished"
         super().__init__(
-            f"{len(failures)} shard{'s' if len(failures) > 1 else ''} failed, {rest}",
+            f"{len(failures)} task{'s' if len(failures) > 1 else ''} failed, {rest}",
             where=where,
             remedy="The same command tries them again and keeps what is finished.",
         )
@@ -92,6 +92,7 @@ class OnCluster:
         self._batch, self._compile = batch, compile
         self._waiting = Waiting(talk)
         self._failures: list[Failure] = []
+        self._unloaded: list[tuple[str, FrostgridError]] = []
         self._study = _for_workers(work.study)
         self._weights = {name: path.absolute() for name, path in weights.items() if path is not None}
         files = [*self._weights.values(), *(Path(one) for one in map(_file_of, references.values()) if one)]
@@ -128,14 +129,20 @@ class OnCluster:
         )  # the hashes in it are what the views that are encoded are compared with
         return masks
 
-    def tokens(self, reference: str, weights: Path | None, masks: GridReader) -> GridStore:
-        """See :class:`Extraction`. Raises as loading the encoder does; shards that fail are told by :meth:`finish`."""
+    def tokens(self, reference: str, weights: Path | None, masks: GridReader) -> None:
+        """See :class:`Extraction`. An encoder that cannot be loaded and shards that fail are told by :meth:`finish`."""
         work, talk = self._work, self._talk
         name = canonical_name(reference)
         given = self._weights.get(name) or (None if weights is None else weights.absolute())
         order = self._order(reference, given)
         task = Task(f"load-{digest_of(repr(order))}", f"loading {name}", extracting.load, (order,))
-        loaded: LoadedEncoder = self._crew.ask(task)
+        try:
+            loaded: LoadedEncoder = self._crew.ask(task)
+        except StorageError:
+            raise
+        except FrostgridError as error:
+            self._unloaded.append((task.title, error))
+            return
         store = begun(work, loaded, talk)
         tiles = {view.tile.key: view.tile for view in work.views}
         limit = work.study.cache.max_int8_error
@@ -150,12 +157,14 @@ class OnCluster:
             f"batches of {loaded.batch}, {manner(loaded)}"
         )
         self._seal(store)
-        return store
 
     def finish(self) -> None:
-        """See :class:`Extraction`: raises :class:`ShardsFailed` if any shard could not be made."""
-        if self._failures:
-            raise ShardsFailed(self._failures, self._root, stopped=False)
+        """See :class:`Extraction`: raises why an encoder could not be loaded, or :class:`ShardsFailed`."""
+        if len(self._unloaded) == 1 and not self._failures:
+            raise self._unloaded[0][1]
+        failures = [*(Failure(title, str(error)) for title, error in self._unloaded), *self._failures]
+        if failures:
+            raise ShardsFailed(failures, self._root, stopped=False)
 
     def _order(self, reference: str, weights: Path | None) -> EncoderOrder:
         return EncoderOrder(
@@ -209,9 +218,9 @@ class _Shards:
         )
         self._store, self._tiles, self._title, self._call_of = store, tiles, title, call_of
         self._under_way: dict[str, ShardTask] = {}
-        self._settled: set[Place] = set()  # failed, or finished at the place elsewhere
-        self._gone: defaultdict[Place, set[str]] = defaultdict(set)
-        self._seen: dict[Place, tuple[str, float]] = {}
+        self._settled: set[Position] = set()  # failed, or finished at the place elsewhere
+        self._gone: defaultdict[Position, set[str]] = defaultdict(set)
+        self._seen: dict[Position, tuple[str, float]] = {}
         self._in_a_row = 0
         self._moved = False
         self._counter = Counter(0)
@@ -263,7 +272,8 @@ class _Shards:
                 gone,
             )
             call, args = self._call_of(order)
-            cache = f"{self._store.key[:12]}-{digest_of(self._root, *gone)}"
+            limit = str(self._work.study.cache.max_int8_error)
+            cache = f"{self._store.key[:12]}-{digest_of(self._root, limit, *gone)}"
             key = f"extract-{cache}-{task.part}-{task.shard}"
             views = f"{len(task.rows)} views, the first of tile {task.rows[0].name}"
             self._under_way[key] = task
@@ -283,8 +293,9 @@ class _Shards:
             if self._is_gone(place, made.holder):
                 self._gone[place].add(made.holder.token)
                 self._moved = True
-        elif self._work.origin is not None:  # of a folder the next plan says it
-            self._settled.add(place)
+        elif made.views or made.there:  # of a folder the next plan says it
+            if self._work.origin is not None:
+                self._settled.add(place)
             self._moved = True
 
     def _failed(self, task: Task, failure: Failure) -> None:
@@ -299,7 +310,7 @@ class _Shards:
         if self._in_a_row >= HOPELESS:
             raise ShardsFailed(self._failures, self._root, stopped=True)
 
-    def _is_gone(self, place: Place, holder: Holder) -> bool:
+    def _is_gone(self, place: Position, holder: Holder) -> bool:
         """Whether a claim does not count: of a worker this cluster has lost, or without a sign of life for long."""
         about = holder.about
         if about.get("cluster") == self._crew.cluster and not self._crew.has(str(about.get("worker"))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from stages.encoders import usable_device
 
 T = TypeVar("T")
+LATE_S = 10.0  # that a network disk may take to show everywhere what was written somewhere
 
 
 @dataclass
@@ -21,11 +23,13 @@ class Here:
 
     ``threads``: how many torch may use, so that all workers of a machine together use no more than its cores.
     ``device``: where the task computes that is under way. ``scratch``: a folder of this process, gone with it.
+    ``session``: the command that last made it ready.
     """
 
     threads: int
     scratch: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    session: str = ""
     _kept: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
     _turn: Lock = field(default_factory=Lock)
 
@@ -34,11 +38,15 @@ class Here:
 
         What was in the slot before is dropped first, so that there is room for the new.
         """
-        if slot not in self._kept or self._kept[slot][0] != key:
-            self._kept.pop(slot, None)
-            self._kept[slot] = (key, make())
-        found: T = self._kept[slot][1]
-        return found
+        standing = self._kept.get(slot)
+        if standing is not None and standing[0] == key:
+            found: T = standing[1]
+            return found
+        del standing
+        self.drop(slot)
+        made = make()
+        self._kept[slot] = (key, made)
+        return made
 
     def drop(self, *slots: str) -> None:
         """Let go of what is kept in these slots, for the sake of other work that needs the memory."""
@@ -48,7 +56,7 @@ class Here:
     def perform(self, call: Callable[..., T], args: tuple[Any, ...], device: str | None) -> T:
         """Return ``call(*args)``, computed on ``device`` and with the threads that are due, one call at a time."""
         with self._turn:
-            self.device = device_here(device)
+            self.device = usable_device(device)
             torch.set_num_threads(self.threads)  # it holds for the calling thread only
             return call(*args)
 
@@ -63,18 +71,25 @@ def here() -> Here:
     return _here
 
 
-def make_ready(threads: int, scratch: Path) -> None:
-    """Make this process one that tasks can run in; what it keeps already stays."""
+def make_ready(threads: int, scratch: Path, session: str) -> None:
+    """Make this process one that the tasks of a command can run in.
+
+    What it keeps of another ``session`` goes: since then the files may have changed that it was made from.
+    """
     global _here
     if _here is None:
         scratch.mkdir(parents=True, exist_ok=True)
         _here = Here(threads, scratch)
-    _here.threads = threads
+    if _here.session != session:
+        _here.drop(*tuple(_here._kept))
+    _here.threads, _here.session = threads, session
 
 
-def device_here(asked: str | None) -> torch.device:
-    """Return the device asked for, or a GPU where there is one, else the CPU.
-
-    Raises :class:`store.errors.InputError` for one that this machine has not.
-    """
-    return usable_device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+def seen(look: Callable[[], bool]) -> bool:
+    """Return whether something can be seen here, after a while at the latest; see ``LATE_S``."""
+    until = time.monotonic() + LATE_S
+    while not look():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.2)
+    return True

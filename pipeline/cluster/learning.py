@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.cluster.here import here
+from pipeline.cluster.here import LATE_S, here
 from pipeline.grouping import pieces
 from pipeline.loading import Loaded, Room, load, room_for
 from pipeline.parallel import cores
@@ -24,7 +24,6 @@ from store.errors import FrostgridError, InputError, MissingViews, StorageError,
 from store.places import open_place
 from store.sharing import offer_at, pull
 
-LATE_S = 10.0  # in which a network disk shows everywhere what was written somewhere
 COPIES = "pulled"  # the folder of caches in a worker's scratch folder
 
 
@@ -111,8 +110,6 @@ def _trained(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] 
 def _load(source: Source, tiles: TileSet) -> _Kept:
     here().drop("encoder", "views")  # of an extraction before
     device, limit = here().device, source.memory
-    for slot in ("encoder", "views"):  # of an extraction before: their memory is wanted now
-        here().kept(slot, None, lambda: None)
     if limit is None:  # workers of one machine share its memory as they share its cores
         limit = int(available_memory() * min(1.0, here().threads / cores()))
     _make_room([source.tokens, source.masks])

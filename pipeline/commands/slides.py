@@ -62,9 +62,9 @@ def looks_with_a_run(command: F) -> F:
         **others: Any,
     ) -> Any:
         # torch takes seconds to load: not for --help
-        from pipeline.engine import chosen_device
         from pipeline.slide_runs import TrainedRun
         from pipeline.slide_windows import Backbone, Windows
+        from stages.encoders import usable_device
 
         if not run.is_dir():
             raise InputError(
@@ -72,7 +72,7 @@ def looks_with_a_run(command: F) -> F:
                 where=run,
                 remedy="Give the folder of a finished run: runs/STUDY/ENCODER/DECODER/seed-….",
             )
-        talk, trained, target = Talk(quiet=quiet), TrainedRun(run), chosen_device(device)
+        talk, trained, target = Talk(quiet=quiet), TrainedRun(run), usable_device(device)
         backbone = Backbone(trained, talk, device=target, weights=weights, dtype=dtype or "auto", batch=batch)
         return command(Windows(trained, backbone, target, threads, overlap, cache), talk, **others)
 

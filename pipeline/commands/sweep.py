@@ -76,12 +76,13 @@ def sweep(
     interrupted sweep goes on. Writes runs/<study>/sweep.csv.
     """
     from pipeline import sweep_results
-    from pipeline.engine import chosen_device, given_weights
+    from pipeline.engine import given_weights
     from pipeline.sweeping import check_jobs, combinations
     from pipeline.trainer import train_jobs
     from pipeline.varying import parse_decoders, parse_setting
+    from stages.encoders import usable_device
 
-    target = chosen_device("cpu" if crew else device)  # of a cluster each worker knows its own
+    target = usable_device("cpu" if crew else device)  # of a cluster each worker knows its own
     varied = [*parse_decoders(decoders, workspace.study), *map(parse_setting, settings)]
     jobs = combinations(workspace, encoders, varied, seeds, weights)
     workspace = given_weights(workspace, encoders, weights)

@@ -101,8 +101,13 @@ class Description:
         return 2 * self.grid.d * self.grid.h * self.grid.w
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """Return ``device`` as torch names it. Raises ``InputError`` for one that does not exist here."""
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """Return ``device`` as torch names it; for None a GPU where there is one, else the CPU.
+
+    Raises ``InputError`` for one that does not exist here.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -119,7 +119,7 @@ class Workshop:
         One that was made here and could not be sent is sent now. Arguments as for :func:`store.sharing.claims.claim`.
         """
         with claim(self._place, self._claims(task.part), task.shard, about=about, gone=gone) as mine:
-            if not mine or self._lies_there(task):
+            if not mine or self.lies_there(task):
                 yield False
             elif self._standing(task.part).here.record(task.shard) is not None:
                 self._send(task)
@@ -160,8 +160,8 @@ class Workshop:
             standing.here.marker_path(task.shard).unlink(missing_ok=True)
             standing.here.shard_path(task.shard).unlink(missing_ok=True)
 
-    def _lies_there(self, task: ShardTask) -> bool:
-        """Whether a shard lies there whole: one that is recorded may have been lost or cut."""
+    def lies_there(self, task: ShardTask) -> bool:
+        """Tell whether a shard lies there whole: one that is recorded may have been lost or cut."""
         standing = self._standing(task.part)
         record = standing.recorded(task.shard)
         if record is None:

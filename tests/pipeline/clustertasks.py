@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -47,6 +48,6 @@ def around() -> tuple[int, int, str, bool]:
     return here().threads, torch.get_num_threads(), str(here().device), here().scratch.is_dir()
 
 
-def kept(key: str) -> tuple[int, int]:
-    """Return the process and the object it keeps for ``key``."""
-    return os.getpid(), id(here().kept("slot", key, lambda: [key]))
+def kept(key: str) -> tuple[int, str]:
+    """Return the process and what it keeps for ``key``, another text whenever it is made anew."""
+    return os.getpid(), here().kept("slot", key, lambda: uuid4().hex)

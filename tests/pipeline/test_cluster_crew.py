@@ -17,7 +17,7 @@ from clusterkit import RealCluster
 
 from pipeline.cluster.connecting import connected
 from pipeline.cluster.crew import AHEAD, LEAST, Crew
-from pipeline.cluster.equipping import Found, shares
+from pipeline.cluster.equipping import Found, same_gpu, shares, too_many
 from pipeline.cluster.tasks import Task
 from pipeline.console import Talk
 from pipeline.runs import Failure
@@ -109,27 +109,40 @@ def test_one_task_that_is_asked_raises_what_it_raised(crew: Crew, tmp_path: Path
     assert caught.value.where == "a.png"
 
 
-def test_a_worker_keeps_one_object_a_slot(crew: Crew) -> None:
-    def ask(number: int, key: str) -> tuple[int, int]:
-        found: tuple[int, int] = crew.ask(Task(f"kept-{number}", "kept", clustertasks.kept, (key,)))
+def test_a_worker_keeps_one_object_a_slot_and_nothing_of_another_command(crew: Crew) -> None:
+    def asked(number: int) -> tuple[int, str]:
+        found: tuple[int, str] = crew.ask(Task(f"kept-{number}", "kept", clustertasks.kept, ("a",)))
         return found
 
-    asked = [ask(number, "a") for number in range(8)]
-    assert len(set(asked)) == len({process for process, _ in asked})
+    crew.require()
+    first = {asked(number) for number in range(6)}
+    assert len(first) == len({process for process, _ in first})
+    crew.require()  # as the next command does: files may have changed between them
+    assert not first & {asked(number) for number in range(6, 12)}
 
 
 def test_tasks_use_the_threads_that_are_due_and_have_a_folder(crew: Crew) -> None:
     assert crew.ask(Task("around", "around", clustertasks.around)) == (1, 1, "cpu", True)
 
 
-def test_workers_of_a_machine_share_its_cores() -> None:
-    def found(host: str, cores: int, threads: int) -> Found:
-        return Found(host, cores, threads, "", ())
+def found(host: str, cores: int, threads: int, gpu: str = "", first: int = 0) -> Found:
+    return Found(host, tuple(range(first, first + cores)), threads, gpu, ())
 
+
+def test_workers_of_a_machine_share_its_cores() -> None:
     assert shares({"a": found("x", 8, 8)}) == {"a": 8}
     assert shares({"a": found("x", 8, 8), "b": found("x", 8, 8)}) == {"a": 4, "b": 4}
     assert shares({"a": found("x", 8, 2), "b": found("y", 2, 4)}) == {"a": 2, "b": 2}
-    assert shares({name: found("x", 2, 1) for name in "abcd"}) == dict.fromkeys("abcd", 1)
+    assert shares({"a": found("x", 8, 8), "b": found("x", 8, 8, first=8)}) == {"a": 8, "b": 8}
+
+
+def test_more_workers_than_cores_and_two_on_one_gpu_are_refused() -> None:
+    assert not too_many({"a": found("x", 2, 1), "b": found("x", 2, 1), "c": found("y", 1, 1)})
+    assert too_many({name: found("x", 2, 1) for name in "abcd"}).keys() == {"c", "d"}
+    assert same_gpu({"a": found("x", 8, 1, "g"), "b": found("y", 8, 1, "h"), "c": found("x", 8, 1, "g")}) == {
+        "c": "has the GPU that a has: start one worker a GPU, by CUDA_VISIBLE_DEVICES"
+    }
+    assert not same_gpu({"a": found("x", 8, 1), "b": found("x", 8, 1)})  # on their CPUs
 
 
 def test_lost_workers_and_a_lost_scheduler_cost_what_was_under_way_only(tmp_path: Path) -> None:
