@@ -130,7 +130,7 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_finished(
     bench.refuse(str(store_of(alone, "views").reader().meta(_mask_key(alone, row))["pixels"]))
     with pytest.raises(ShardsFailed) as error:
         bench.extract(tmp_path / "cache", cluster.address)
-    assert "1 shard failed, the others are finished" in str(error.value)
+    assert "1 task failed, the others are finished" in str(error.value)
     assert "counted, shard 2 of part-" in str(error.value) and "no tokens for this one" in str(error.value)
     status = store_of(tmp_path / "cache", "counted").status()
     assert status.views_done == VIEWS - SHARD
