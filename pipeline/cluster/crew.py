@@ -75,7 +75,7 @@ class Crew:
 
     def has(self, worker: str) -> bool:
         """Whether the worker of this address belongs to the cluster now; not if the scheduler has lost it."""
-        return worker in self._addresses()
+        return worker in self._workers()
 
     def close(self) -> None:
         """Remove what this process has left for the workers to see."""
@@ -95,7 +95,7 @@ class Crew:
         self._ready.clear()
         self._unfit.clear()
         self._await_workers()
-        faults = self._equip(list(self._addresses()))
+        faults = self._equip(list(self._workers()))
         raise_all([InputError(fault, where="--scheduler") for fault in faults], "Nothing was computed.")
 
     def ask(self, task: Task) -> Any:
@@ -248,8 +248,9 @@ class Crew:
         """Make workers ready that have come, forget those that have gone, and see what is under way."""
         if time.monotonic() - self._looked < LOOK_S:
             return
-        offering = self._addresses(offering=True)
-        addresses = self._addresses()
+        workers = self._workers()
+        addresses, wanted = workers.keys(), self._needs.resources.keys()
+        offering = {address for address, about in workers.items() if wanted <= about["resources"].keys()}
         for gone in self._ready.keys() - offering:
             del self._ready[gone]
         for gone in self._unfit.keys() - addresses:
@@ -271,16 +272,13 @@ class Crew:
         self._unfit |= faults
         return [fault for one in faults.values() for fault in one]
 
-    def _addresses(self, *, offering: bool = False) -> set[str]:
-        """Return the workers there are, or those of them that offer to do tasks of this command."""
-        workers = self._asked(lambda: self._client.scheduler_info(n_workers=-1))["workers"]
-        if not offering:
-            return set(workers)
-        wanted = self._needs.resources.keys()
-        return {address for address, about in workers.items() if wanted <= about["resources"].keys()}
+    def _workers(self) -> dict[str, Any]:
+        """Return what the scheduler says of each worker there is, by address."""
+        found: dict[str, Any] = self._asked(lambda: self._client.scheduler_info(n_workers=-1))["workers"]
+        return found
 
     def _await_workers(self) -> None:
-        while not self._addresses():
+        while not self._workers():
             self._say_waiting()
             time.sleep(LOOK_S)
 
