@@ -135,7 +135,8 @@ def run(side: str, address: str, tasks: int) -> None:
             crew.perform(made, on_done=count, on_failure=_raise)
         else:
             futures = client.map(nothing, range(tasks), [payload] * tasks, pure=False)
-            pending.append(client.run_on_scheduler(known))
+            while max(pending) < tasks and futures[-1].status == "pending":  # they are on their way to it
+                pending.append(client.run_on_scheduler(known))
             client.gather(futures)
         seconds = time.perf_counter() - start
         after = memory("VmHWM"), client.run_on_scheduler(memory, "VmHWM")
