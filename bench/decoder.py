@@ -75,7 +75,7 @@ class Work:
         with allocator(kept=self.form.kept):
             loss = LOSSES["ce+dice"](self._logits(), self.truth)
             self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimiser.step()
 
     def forward(self) -> None:

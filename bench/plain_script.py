@@ -97,7 +97,7 @@ def train_epoch(
         )
         tokens = encoder.encode(views).clone()
         optimiser.zero_grad()
-        loss_of(decoder(tokens), truth).backward()  # type: ignore[no-untyped-call]
+        loss_of(decoder(tokens), truth).backward()
         optimiser.step()
 
 

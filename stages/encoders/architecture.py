@@ -26,7 +26,7 @@ _FILLING: frozenset[str] = frozenset(
 )
 
 
-class _WithoutValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _WithoutValues(TorchDispatchMode):
     """Leave out the drawing of first weights: meta tensors have no values, yet it takes four fifths of building."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

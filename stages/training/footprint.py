@@ -37,7 +37,7 @@ def step_bytes(settings: TrainSettings, geometry: Geometry, tiles: int) -> int:
     tokens = tokens.contiguous(memory_format=torch.channels_last)
     living = _Living()
     with living:
-        LOSSES[settings.loss](decoder(tokens), truth).backward()  # type: ignore[no-untyped-call]
+        LOSSES[settings.loss](decoder(tokens), truth).backward()
     return living.most + states
 
 
@@ -74,7 +74,7 @@ def _amount(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Living(TorchDispatchMode):
     """Counts the bytes of the tensors made inside of it that live at the same time."""
 
     def __init__(self) -> None:

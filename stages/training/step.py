@@ -27,7 +27,7 @@ def backward(
     """
     if at_once >= len(tokens):
         value = loss(_logits(decoder, tokens, precision), truth)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.detach()
     pieces = list(zip(torch.split(tokens, at_once), torch.split(truth, at_once), strict=True))
     with torch.no_grad():
@@ -36,7 +36,7 @@ def backward(
     value = loss.value(total)
     (slope,) = torch.autograd.grad(value, total)
     for part, labels in pieces:
-        loss.statistics(_logits(decoder, part, precision), labels).backward(slope)  # type: ignore[no-untyped-call]
+        loss.statistics(_logits(decoder, part, precision), labels).backward(slope)
     return value.detach()
 
 
