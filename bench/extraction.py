@@ -68,7 +68,7 @@ def dinov2(setting: Setting) -> Result:
                 work.views,
                 ViewSource(work.dataset, work.recipe),
                 reader,
-                Batches(encoder, batches.size),
+                Batches(encoder, batches.size, batches.frees_cores),
                 there.tokens_store(encoder, create=True),
                 threads=setting.threads,
             )

@@ -41,11 +41,12 @@ class Batches:
     """Encodes views in batches of at most ``size``, halving ``size`` whenever the device has no memory for it.
 
     ``started`` is the size that was tried first. What is encoded does not depend on the size, beyond the rounding of
-    sums in another order.
+    sums in another order. ``frees_cores`` says that encoding leaves the processor's cores to others, as on a GPU.
     """
 
     encoder: Encoder
     size: int
+    frees_cores: bool = False
     started: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,16 +92,17 @@ def batches_for(encoder: Encoder, px: int, device: torch.device, size: int | Non
 
     On a GPU measured with one and with two blank views; ``CPU_SIZE`` elsewhere.
     """
-    if size is not None:
-        return Batches(encoder, size)
-    if device.type != "cuda":
-        return Batches(encoder, CPU_SIZE)
+    if size is None:
+        size = _measured_size(encoder, px, device) if device.type == "cuda" else CPU_SIZE
+    return Batches(encoder, size, frees_cores=device.type != "cpu")
+
+
+def _measured_size(encoder: Encoder, px: int, device: torch.device) -> int:
     probe = Batches(encoder, 2)
     one, two = (_peak(probe, count, px, device) for count in (1, 2))
     if probe.size == 1:
-        return Batches(encoder, 1)
-    free = torch.cuda.mem_get_info(device)[0]
-    return Batches(encoder, fitting_size(one, two, free))
+        return 1
+    return fitting_size(one, two, torch.cuda.mem_get_info(device)[0])
 
 
 def _peak(batches: Batches, count: int, px: int, device: torch.device) -> int:

@@ -70,7 +70,7 @@ class Crew:
     def cluster(self) -> str:
         """Which cluster this is: a scheduler that is started anew, at the same address, makes another one."""
         if self._cluster is None:
-            self._cluster = str(self._asked(self._client.scheduler_info)["id"])
+            self._cluster = str(self._identity()["id"])
         return self._cluster
 
     def has(self, worker: str) -> bool:
@@ -194,14 +194,16 @@ class Crew:
     ) -> None:
         key = f"frostgrid-{task.key}-{self._device or 'any'}" + (f"-again{tries - 1}" if tries > 1 else "")
         common = () if task.common is None else (self._common(task.common),)
-        future: Future[Any] = self._client.submit(
-            _on_worker,
-            replace(task, common=None),
-            self._device,
-            *common,
-            key=key,
-            resources=self._needs.resources,
-            pure=False,
+        future: Future[Any] = self._asked(
+            lambda: self._client.submit(
+                _on_worker,
+                replace(task, common=None),
+                self._device,
+                *common,
+                key=key,
+                resources=self._needs.resources,
+                pure=False,
+            )
         )
         self._follow(_Pending(task, tries, future), key, pending, ended)
 
@@ -217,13 +219,15 @@ class Crew:
         Others copy it from there; where that worker is lost, the scheduler hands it out again.
         """
         if common.key not in self._commons:
-            self._commons[common.key] = self._client.submit(
-                _itself,
-                common.value,
-                key=f"frostgrid-{common.key}",
-                resources=self._needs.resources,
-                priority=1,
-                pure=False,
+            self._commons[common.key] = self._asked(
+                lambda: self._client.submit(
+                    _itself,
+                    common.value,
+                    key=f"frostgrid-{common.key}",
+                    resources=self._needs.resources,
+                    priority=1,
+                    pure=False,
+                )
             )
         return self._commons[common.key]
 
@@ -240,7 +244,7 @@ class Crew:
                 return error, None
             if isinstance(error, TimeoutError):
                 raise _NotThere from None
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) or self._left():
                 self._refuse_lost()
             raise
 
@@ -274,8 +278,23 @@ class Crew:
 
     def _workers(self) -> dict[str, Any]:
         """Return what the scheduler says of each worker there is, by address."""
-        found: dict[str, Any] = self._asked(lambda: self._client.scheduler_info(n_workers=-1))["workers"]
+        found: dict[str, Any] = self._identity()["workers"]
         return found
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what the scheduler says of itself and of its workers now.
+
+        dask's ``scheduler_info`` would do, but answers with what it knew before, or with nothing, where it hears none.
+        """
+        found: dict[str, Any] = self._asked(
+            lambda: self._client.sync(self._scheduler().identity, n_workers=-1)
+        )
+        return found
+
+    def _scheduler(self) -> Any:
+        if self._client.scheduler is None:
+            self._refuse_lost()
+        return self._client.scheduler
 
     def _await_workers(self) -> None:
         while not self._workers():
@@ -291,12 +310,20 @@ class Crew:
 
     def _asked(self, question: Callable[[], Any]) -> Any:
         """Return what the scheduler answers."""
-        if self._client.scheduler is None or self._client.status in ("closing", "closed"):
+        if self._left():
             self._refuse_lost()
         try:
             return question()
         except (OSError, TimeoutError, CancelledError):
             self._refuse_lost()
+        except Exception:
+            if self._left():  # meanwhile: what it then raises is of any kind
+                self._refuse_lost()
+            raise
+
+    def _left(self) -> bool:
+        """Whether the scheduler is lost: should the client find it again, it has forgotten our tasks all the same."""
+        return self._client.scheduler is None or self._client.status != "running"
 
     def _refuse_lost(self) -> NoReturn:
         raise StorageError(

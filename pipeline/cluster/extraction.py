@@ -38,7 +38,8 @@ from pipeline.runs import Failure
 from pipeline.study import CacheSection, Study, TrainSection
 from pipeline.workspace import VIEWS, Workspace
 from stages.encoders import canonical_name
-from stages.extract import Counter, Done, until_done
+from stages.extract import Done, until_done
+from stages.shard_pipeline import Counter
 from stages.tiles.plan import mask_rows, token_rows
 from stages.tiles.tiling import Tile
 from store import GridReader, GridStore, ShardTask, ViewRow

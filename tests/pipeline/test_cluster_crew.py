@@ -175,6 +175,10 @@ def test_lost_workers_and_a_lost_scheduler_cost_what_was_under_way_only(tmp_path
                 on_failure=lambda _, failure: pytest.fail(str(failure)),
             )
         assert 3 <= len(done) < 100
+        for _ in range(3):  # whatever the client is doing about it
+            with pytest.raises(StorageError, match="scheduler of the cluster is gone"):
+                crew.has(made.address)
+            time.sleep(0.2)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from corner import Corner
 
 from stages.batching import Batches
@@ -49,15 +51,22 @@ def run(
     views: Sequence[PlannedView], masks: GridStore, tokens: GridStore, encoder: Corner, **more: Any
 ) -> Done:
     source = more.pop("source", None) or ViewSource(DATASET, RECIPE)
-    return extract(views, source, masks.reader(), Batches(encoder, 3), tokens, threads=2, **more)
+    batches = Batches(encoder, 3, more.pop("frees_cores", False))
+    return extract(views, source, masks.reader(), batches, tokens, threads=2, **more)
 
 
-def test_every_grid_is_of_its_own_view_whatever_the_batches(tiles: list[Tile], tmp_path: Path) -> None:
+@pytest.mark.parametrize("frees_cores", [False, True])
+def test_every_grid_is_of_its_own_view_whatever_the_batches(
+    tiles: list[Tile], tmp_path: Path, frees_cores: bool
+) -> None:
     views = planned_views(tiles[:4], tiles[4:], 5)
     masks, tokens = stores(tmp_path, views)
     seen: list[tuple[int, int]] = []
     encoder = Corner()
-    assert run(views, masks, tokens, encoder, on_progress=lambda *at: seen.append(at)) == Done(22, 0)
+    done = run(
+        views, masks, tokens, encoder, frees_cores=frees_cores, on_progress=lambda *at: seen.append(at)
+    )
+    assert done == Done(22, 0)
     assert seen[0] == (0, 22)
     assert seen[-1] == (22, 22)
     assert max(encoder.batches) == 3
@@ -67,6 +76,32 @@ def test_every_grid_is_of_its_own_view_whatever_the_batches(tiles: list[Tile], t
         np.testing.assert_array_equal(reader.read(view.key)[:, 0, 0], source.pixels(view)[0, 0])
     assert not verify(tokens)
     assert run(views, masks, tokens, Corner()) == Done(0, 22)
+
+
+@pytest.mark.parametrize("frees_cores", [False, True])
+def test_views_are_drawn_beside_an_encoder_only_where_it_leaves_the_cores_free(
+    tiles: list[Tile], tmp_path: Path, frees_cores: bool
+) -> None:
+    views = planned_views(tiles[:4], tiles[4:], 5)
+    masks, tokens = stores(tmp_path, views)
+    encoding, begun, meetings = threading.Event(), threading.Event(), []
+
+    class Slow(Corner):
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            encoding.set()
+            meetings.append(begun.wait(1.0 if frees_cores and not any(meetings) else 0.05))
+            encoding.clear()
+            return super().encode(pixels)
+
+    class Watched(ViewSource):
+        def pixels(self, view: PlannedView) -> Any:
+            time.sleep(0.005)
+            if encoding.is_set():
+                begun.set()
+            return super().pixels(view)
+
+    run(views, masks, tokens, Slow(), source=Watched(DATASET, RECIPE), frees_cores=frees_cores)
+    assert any(meetings) is frees_cores
 
 
 def test_fewer_views_are_a_prefix_of_more(tiles: list[Tile]) -> None:
