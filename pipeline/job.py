@@ -52,6 +52,7 @@ def settings_of(study: Study) -> TrainSettings:
         restart_epochs=train.restart_epochs,
         upconv=train.upconv,
         precision=train.precision,
+        cuda_graphs=train.cuda_graphs,
     )
 
 

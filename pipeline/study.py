@@ -167,6 +167,7 @@ class TrainSection(Section):
     ``decoder_options`` are the decoder's own, see :mod:`stages.decoders`; ``loss`` is one of
     :data:`stages.training.loss.LOSSES`. ``tiles`` trains on so many of the training tiles, ``views`` on the first so
     many views of each; left out, on all. ``precision`` "bfloat16" runs the decoder under autocast with float32 weights.
+    ``cuda_graphs`` records the step of a full batch once and replays it, on a GPU.
     """
 
     decoder: str = "single-scale"
@@ -182,6 +183,7 @@ class TrainSection(Section):
     views: PositiveInt | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     upconv: Literal["auto", "fast", "textbook"] = "auto"
+    cuda_graphs: bool = False
 
 
 class Study(Section):

@@ -41,14 +41,16 @@ def train_jobs(
 
     What can be known to be wrong is raised before anything is trained: :class:`InputError` for a decoder that does not
     go with a grid, too few training tiles, a cache that is not there or that a worker does not see, more processes than
-    cores or GPUs, or too little memory (of a worker, that is only known there); :class:`store.errors.MissingViews` for
-    views that a cache lacks. Later only :class:`StorageError` stops the work, when a result cannot be written or the
-    cluster is gone; every other failure is in the outcome.
+    cores or GPUs, CUDA graphs on a CPU, or too little memory (of a worker, the last two are only known there);
+    :class:`store.errors.MissingViews` for views that a cache lacks. Later only :class:`StorageError` stops the work,
+    when a result cannot be written or the cluster is gone; every other failure is in the outcome.
     """
     if crew is not None:
         from pipeline.cluster.training import train_on
 
         return train_on(crew, jobs, talk, memory=memory)
+    for job in jobs:
+        job.settings.check_device(device)
     where = None if processes is None else places(processes, device)
     groups = missing(
         jobs, lambda job: staging.stage(job.work, job.reference, job.weights, talk), complete_here

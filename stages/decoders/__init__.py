@@ -22,6 +22,7 @@ __all__ = [
     "Choice",
     "Geometry",
     "Option",
+    "UpConvMode",
     "Whole",
     "build_decoder",
     "decoder_faults",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from stages.decoders import Geometry, build_decoder, set_upconv_mode
 from stages.metrics import Counts, confusions, counts_of, mean_dice, pooled_dice
 from stages.training.data import SplitData
+from stages.training.graphs import Backward, RecordedBackward, cuda_graph
 from stages.training.loss import LOSSES
 from stages.training.masks import check_masks
 from stages.training.schedule import epoch_order, initial_seed, learning_rate, view_order
@@ -109,16 +111,23 @@ def train_run(
     result is a function of the arguments alone: no global random state is used or changed. ``at_once`` bounds the
     tiles that are in memory at a time (default: the batch) and changes nothing but the rounding of sums, see
     :mod:`stages.training.step`. ``encoder`` is named in errors. Raises ``InputErrors`` for unusable masks and for a
-    class that the training split lacks, ``Diverged`` when a loss is no longer finite.
+    class that the training split lacks, ``InputError`` for CUDA graphs where there can be none, ``Diverged`` when a
+    loss is no longer finite.
     """
     started = time.perf_counter()
     at_once = settings.batch if at_once is None else at_once
     if seed < 0:
         raise InputError(f"the seed is {seed}", where="seeds", remedy="Seeds are whole numbers from 0.")
+    settings.check_device(device)
     check_masks({"train": train, "val": val, "test": test}, classes, geometry.target_px)
     decoder = initial_decoder(settings, seed, geometry)
     decoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.NAdam(decoder.parameters(), lr=settings.lr)
+    step_back: Backward = partial(
+        backward, decoder, LOSSES[settings.loss], at_once=at_once, precision=settings.precision
+    )
+    if settings.cuda_graphs:
+        step_back = RecordedBackward(step_back, decoder.parameters(), settings.batch, cuda_graph)
     views = np.stack([view_order(seed, tile, train.rows.shape[1]) for tile in range(len(train))])
     steps = -(-len(train) // settings.batch)
     seconds = {"train": 0.0, "validate": 0.0}
@@ -136,7 +145,7 @@ def train_run(
             for step in range(steps)
         ]
         with _reproducible(device):
-            loss = _train_epoch(decoder, optimiser, settings, train, chosen, rates, device, at_once)
+            loss = _train_epoch(step_back, optimiser, train, chosen, rates, device)
         if not np.isfinite(loss):
             raise _diverged(settings, encoder, "the loss", str(loss), epoch + 1, seed)
         if epoch == 0 and not all(map(torch.equal, untouched, _random_states(device))):
@@ -238,14 +247,12 @@ def evaluate(
 
 
 def _train_epoch(
-    decoder: nn.Module,
+    step_back: Backward,
     optimiser: torch.optim.Optimizer,
-    settings: TrainSettings,
     train: SplitData,
     chosen: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
     rates: Sequence[float],
     device: torch.device,
-    at_once: int,
 ) -> float:
     """Take one step for each batch of ``chosen``; returns the mean loss of its tiles."""
     losses = []
@@ -254,16 +261,8 @@ def _train_epoch(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad()
-            loss = backward(
-                decoder,
-                LOSSES[settings.loss],
-                tokens,
-                truth,
-                at_once=at_once,
-                precision=settings.precision,
-            )
+            losses.append(step_back(tokens, truth) * len(truth))
             optimiser.step()
-            losses.append(loss * len(truth))
     return float(torch.stack(losses).double().sum()) / sum(len(tiles) for tiles, _ in chosen)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
+
 from stages.decoders.upconv import UpConvMode
 from stages.training.loss import LOSSES
 from store.errors import InputError, InputErrors
@@ -20,8 +22,8 @@ class TrainSettings:
 
     ``decoder`` and its ``options`` as for ``build_decoder``, ``loss`` one of ``LOSSES``. ``lr`` falls along a cosine
     to 0 over each ``restart_epochs`` epochs. ``upconv`` and ``precision`` choose how, not what, is computed: "bfloat16"
-    runs the decoder under autocast with float32 weights, sums and loss. ``InputErrors`` with every value that cannot
-    be.
+    runs the decoder under autocast with float32 weights, sums and loss. ``cuda_graphs`` has full batches recorded once
+    and replayed, on GPUs only. ``InputErrors`` with every value that cannot be.
     """
 
     decoder: str = "single-scale"
@@ -34,6 +36,7 @@ class TrainSettings:
     restart_epochs: int = 10
     upconv: UpConvMode = "auto"
     precision: Precision = "float32"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         faults = [
@@ -60,3 +63,12 @@ class TrainSettings:
     def validates_after(self, epoch: int) -> bool:
         """Return whether epoch (from 1) ends with a validation: every ``validate_every``-th, and the last."""
         return epoch % self.validate_every == 0 or epoch == self.epochs
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise ``InputError`` where these settings ask for what ``device`` cannot do."""
+        if self.cuda_graphs and device.type != "cuda":
+            raise InputError(
+                f"the device is {device.type}, which has no CUDA graphs",
+                where="train.cuda_graphs",
+                remedy="Leave it out of the study, or train on an NVIDIA GPU.",
+            )

@@ -124,6 +124,14 @@ def test_training_before_extraction_says_what_to_run(tmp_path: Path) -> None:
     refused(run(study, tmp_path, "report"), "frostgrid extract")
 
 
+def test_cuda_graphs_on_a_cpu_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    text = FOLDER.format(root=write_folder(tmp_path / "data")) + "cuda_graphs = true\n"
+    study = write_study(tmp_path, text)
+    assert run(study, tmp_path).exit_code == 0
+    refused(run(study, tmp_path, "train", "--device", "cpu"), "train.cuda_graphs", "NVIDIA GPU")
+    assert not list(tmp_path.glob("runs/small/stain/*/seed-*"))
+
+
 def test_a_damaged_run_is_named_and_not_reported(tmp_path: Path) -> None:
     study = write_study(tmp_path, FOLDER.format(root=write_folder(tmp_path / "data")))
     assert run(study, tmp_path, "run").exit_code == 0

@@ -51,6 +51,11 @@ def test_one_seed_gives_one_result_whatever_ran_before() -> None:
     assert not equal(alone, others[0])
 
 
+def test_cuda_graphs_are_refused_where_there_are_none() -> None:
+    with pytest.raises(InputError, match="the device is cpu, which has no CUDA graphs"):
+        run(replace(QUICK, cuda_graphs=True))
+
+
 @pytest.fixture
 def filled() -> Iterator[None]:
     """Torch fills new memory with NaN, or the largest number."""
