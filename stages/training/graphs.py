@@ -73,7 +73,8 @@ def cuda_graph(work: Work) -> tuple[list[torch.Tensor], Callable[[], None]]:
     torch.cuda.empty_cache()  # what the steps before it took, and it takes once more
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # other threads meanwhile read features into memory that they allocate
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             made = work()
     except RuntimeError as error:
         raise InputError(
