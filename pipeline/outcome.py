@@ -11,7 +11,7 @@ from pipeline.console import Talk, Update
 from pipeline.job import Job
 from pipeline.journal import Journal
 from pipeline.runs import Failure, RunsFailed
-from stages.training.run import EpochReport
+from stages.training.result import EpochReport
 from store.errors import FrostgridError
 
 

@@ -16,7 +16,8 @@ from pipeline.tilesets import Selection
 from stages.decoders import Geometry
 from stages.training.data import Features
 from stages.training.record import StoredRun, environment, load_run, put_run, run_files
-from stages.training.run import EpochReport, train_run
+from stages.training.result import EpochReport
+from stages.training.run import train_run
 from stages.training.settings import TrainSettings
 from store.errors import FrostgridError, InputError, VerificationError
 from store.identity import canonical_json, differences

@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from stages.training.run import RunResult
+from stages.training.result import RunResult
 from store.documents import decode, encode
-from store.durable import put_folder, sweep
+from store.durable import put_folder
 from store.errors import InputError, StorageError, VerificationError
+from store.sweeping import sweep
 
 RUN, CONFUSIONS, LOSSES, DECODER = "run.json", "confusions.npz", "losses.csv", "decoder.safetensors"
 _VERSION = 2

@@ -218,7 +218,7 @@ def test_an_interrupt_ends_all_processes_at_once_and_says_so(copy: Home) -> None
     _, told = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "Traceback" not in told, told
-    eventually(lambda: processes(copy) == [], 60)
+    eventually(lambda: processes(copy) == [])
 
 
 def test_more_processes_than_cores_are_refused_and_threads_never_exceed_them(copy: Home) -> None:

@@ -15,7 +15,7 @@ import torch
 from training_problem import CLASSES, equal, run
 
 from stages.training.record import environment, load_run, write_run
-from stages.training.run import RunResult
+from stages.training.result import RunResult
 from store.errors import InputError, StorageError, VerificationError
 
 FILES = ["confusions.npz", "decoder.safetensors", "losses.csv", "run.json"]

@@ -15,7 +15,8 @@ from training_problem import CLASSES, GEOMETRY, PX, QUICK, equal, run, split
 
 from stages.decoders import build_decoder
 from stages.metrics import counts, mean_dice, pooled_dice
-from stages.training.run import Diverged, EpochReport, _reproducible, initial_decoder
+from stages.training.result import Diverged, EpochReport
+from stages.training.run import _reproducible, initial_decoder
 from stages.training.settings import TrainSettings
 from store.errors import InputError, InputErrors
 

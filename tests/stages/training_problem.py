@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from stages.decoders import Geometry
 from stages.training.data import Features, ResidentFeatures, SplitData
-from stages.training.run import RunResult, train_run
+from stages.training.result import RunResult
+from stages.training.run import train_run
 from stages.training.settings import TrainSettings
 from store import GridSpec
 
