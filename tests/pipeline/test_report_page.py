@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def test_the_page_needs_nothing_but_itself(made: Home) -> None:
     assert {r[1:] for r in found.references if r.startswith("#")} <= ids
 
 
+def test_no_line_ends_between_a_number_and_its_per_cent_sign(made: Home) -> None:
+    found = page(made)
+    assert not re.search(r"\d %", found.text)
+    assert summary(made)["answer"].replace(" %", "\xa0%") in found.text
+    heads = [cell.text for table in found.tables.values() for cell in table[0]]
+    assert "95\xa0% interval" in heads
+
+
 def test_the_same_runs_give_the_same_page(made: Home) -> None:
     before = page(made).source
     assert made.run("report").exit_code == 0
@@ -135,8 +144,8 @@ def test_best_median_and_worst_tile_are_those_of_the_first_seed(made: Home) -> N
                 dice.setdefault(row["tile"], []).extend([2 * int(row["intersection"]) / size] if size else [])
         means = {tile: float(np.mean(values)) for tile, values in dice.items()}
         best, worst = max(means, key=lambda t: means[t]), min(means, key=lambda t: means[t])
-        assert f"best: {best}, Dice {100 * means[best]:.1f} %" in found.text
-        assert f"worst: {worst}, Dice {100 * means[worst]:.1f} %" in found.text
+        assert f"best: {best}, Dice {100 * means[best]:.1f}\xa0%" in found.text
+        assert f"worst: {worst}, Dice {100 * means[worst]:.1f}\xa0%" in found.text
 
 
 def test_tables_are_written_as_csv_markdown_and_latex(made: Home) -> None:
@@ -283,8 +292,8 @@ def test_without_its_cache_a_study_has_every_figure_and_says_why_there_are_no_pi
 def test_runs_under_another_setting_are_ablations_and_change_no_mean(copied: Home) -> None:
     before = dice_row(copied, "stain")
     usual = copied.study.read_text()
-    for rate in ("0.02", "0.1"):
-        copied.study.write_text(usual.replace("lr = 0.05", f"lr = {rate}"))
+    for other in ("lr = 0.02", "lr = 0.1", "lr = 0.05\ntiles = 2"):
+        copied.study.write_text(usual.replace("lr = 0.05", other))
         assert copied.run("train", "--encoder", "stain").exit_code == 0
     copied.study.write_text(usual)
     done = copied.run("report")
@@ -299,6 +308,7 @@ def test_runs_under_another_setting_are_ablations_and_change_no_mean(copied: Hom
         if cell.at:
             check_cell(cell, summary(copied))
     assert (copied.folder / "runs/small/tables/ablation-train-lr.csv").is_file()
+    assert found.text.count("All seeds saw the same tiles") == 1  # of those that vary the tiles
     assert {row["seeds"] for row in summary(copied)["ablations"]} == {3}
     assert copied.run("report", "--seeds", "2").exit_code == 0
-    assert [row["seeds"] for row in summary(copied)["ablations"]] == [2, 2, 2]
+    assert [row["seeds"] for row in summary(copied)["ablations"]] == [2] * 5
