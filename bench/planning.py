@@ -42,7 +42,11 @@ _DRAW = asdict(draw(Recipe(), "0" * 64, 1))
 @click.option("--tiles", default=100_000, show_default=True, type=click.IntRange(1))
 @click.option("--views", default=1, show_default=True, type=click.IntRange(1), help="Views of each tile.")
 @click.option(
-    "--images", default=0, show_default=True, help="Images of 1024 px to read for their tiles, too."
+    "--images",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Images of 1024 px to read for their tiles, too.",
 )
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path), help="Where to work. [default: /tmp]"

@@ -17,7 +17,8 @@ import torch
 from huggingface_hub import constants
 
 from pipeline.sharing import choose
-from pipeline.workspace import Workspace, source_pixels_per_tile_pixel
+from pipeline.study_data import source_pixels_per_tile_pixel
+from pipeline.workspace import Workspace
 from stages.decoders import decoder_faults
 from stages.encoders import (
     WEIGHTS_VARIABLE,

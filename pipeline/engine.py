@@ -20,7 +20,7 @@ from pipeline.trainer import train_jobs
 from pipeline.workspace import Workspace
 from stages.encoders import AskedDtype, canonical_name, usable_device, weights_folder
 from store import GridStore
-from store.errors import InputError, NoCache
+from store.errors import InputError
 from store.places import open_place
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ def _complete(work: Workspace, reference: str) -> bool:
 def _here(work: Workspace, reference: str, weights: Path | None) -> GridStore | None:
     """Return an encoder's cache on this machine; None where there is none, or more than one: loading decides."""
     try:
-        return work.find_tokens(reference, weights)
-    except (NoCache, UnclearCache):
+        return work.tokens_here(reference, weights)
+    except UnclearCache:
         return None
 
 

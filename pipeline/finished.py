@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,12 @@ class Finished:
     job: Job
     runs: Mapping[int, StoredRun]
 
+    @staticmethod
+    def of(job: Job) -> Finished:
+        """Return those of a job without their decoders' weights. Raises as :meth:`Job.finished` does."""
+        found = ((seed, job.finished(seed)) for seed in job.seeds)
+        return Finished(job, {seed: without_weights(run) for seed, run in found if run is not None})
+
     @property
     def encoder(self) -> str:
         """The encoder's canonical name."""
@@ -29,6 +35,11 @@ class Finished:
     def decoder(self) -> str:
         """The decoder's name."""
         return self.job.settings.decoder
+
+    @property
+    def factors(self) -> Mapping[str, str]:
+        """What was varied, and the value that it has here, as text."""
+        return self.job.factors
 
     @property
     def decoder_parameters(self) -> int:
@@ -44,3 +55,8 @@ class Finished:
     def test_counts(self) -> Counts:
         """The counts (seeds, tiles, C, 3) of the test split; see :mod:`stages.metrics`. There has to be a run."""
         return np.stack([run.result.best_counts("test") for run in self.runs.values()])
+
+
+def without_weights(run: StoredRun) -> StoredRun:
+    """Return a run without its decoder's weights: those of many runs would fill the memory."""
+    return replace(run, result=replace(run.result, weights={}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from store.errors import InputError
 
 STREAMED_BATCHES = 3  # of token grids that wait to be trained on
 PROCESS_BYTES = 400 << 20  # what a process takes that has loaded torch and trains nothing yet
-REMEDY = "Nothing was trained. Correct these and run the same command again."
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,27 @@ def missing(
         seen.update(job.run_folder(seed) for seed in new)
         if new:
             found.setdefault(str(job.tokens.path), []).append((position, new))
-    raise_all(list({str(fault): fault for fault in faults}.values()), REMEDY)
+    refuse(faults)
     groups = []
     for members in found.values():
         tiles = TileSet.of(need for position, _ in members for need in jobs[position].needs().values())
         groups.append(Group(jobs, tiles, [(position, seed) for position, seeds in members for seed in seeds]))
         look(groups[-1])
     return groups
+
+
+def check_jobs(jobs: Iterable[Job]) -> None:
+    """Raise :class:`store.errors.InputErrors` with what keeps jobs from being trained, but for what caches lack."""
+    faults: list[InputError] = []
+    for job in jobs:
+        _collect(faults, job.check)
+    refuse(faults)
+
+
+def refuse(faults: Iterable[InputError]) -> None:
+    """Raise what keeps runs from being trained, each fault once; nothing where there is none."""
+    remedy = "Nothing was trained. Correct these and run the same command again."
+    raise_all(list({str(fault): fault for fault in faults}.values()), remedy)
 
 
 def complete_here(group: Group) -> None:

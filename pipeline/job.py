@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.choosing import UnclearCache
+from pipeline.recorded import run_folders
 from pipeline.runs import RunTask, same_run
 from pipeline.study import Study
 from pipeline.tilesets import Selection, TileSet
@@ -209,7 +210,7 @@ class Job:
             folder = self.run_folder(seed)
             return same_run(load_run(folder), self.identity(seed)) if folder.is_dir() else None
         wanted = json.loads(canonical_json(self._settled(seed)))
-        runs = [load_run(folder) for folder in sorted(self.folder.glob(f"seed-{seed:03d}-*"))]
+        runs = [load_run(folder) for folder in run_folders(self.folder, f"seed-{seed:03d}-*")]
         fits = [run for run in runs if {name: run.identity.get(name) for name in wanted} == wanted]
         if len(fits) > 1:
             raise UnclearCache(

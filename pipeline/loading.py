@@ -20,8 +20,9 @@ from pipeline.tilesets import Selection, TileSet
 from stages.training.data import Features, ResidentFeatures, SplitData, StreamedFeatures
 from stages.training.memory import HOST_SHARE, Residency, available_memory, choose_residency
 from store import GridReader, GridSpec, GridStore, ViewKey
-from store.durable import storage_errors
-from store.errors import DamagedGrid, MissingViews
+from store.disk_errors import storage_error, storage_errors
+from store.durable import make_folder
+from store.errors import DamagedGrid, MissingViews, StorageError
 
 NAMED_TILES = 5  # in one message
 MASK_SHARE = 0.2  # of the available memory; token grids take the larger part
@@ -31,33 +32,45 @@ class Shared:
     """An array that the processes started from this one see, too: one copy, gone with the last of them.
 
     In memory, or (``folder``) in a file without a name there. It can be pickled only to start such a process with.
+    Raises :class:`StorageError` where there is no room for it.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, folder: Path | None = None) -> None:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        try:
+            self._reserve(nbytes, folder)
+        except OSError as error:
+            if folder is not None:
+                raise storage_error(error, folder) from error
+            raise StorageError(
+                f"There is no room for {nbytes / 1e9:.1f} GB in the memory that processes share: {error.strerror}",
+                remedy="Give --max-memory, so that features are streamed, or train without --parallel.",
+            ) from error
+        self._map(shape, dtype)
+
+    def _reserve(self, nbytes: int, folder: Path | None) -> None:
         if folder is None and hasattr(os, "memfd_create"):
-            number = os.memfd_create("frostgrid")
+            self._number = os.memfd_create("frostgrid")
         else:
             with tempfile.TemporaryFile(dir=folder) as file:
-                number = os.dup(file.fileno())
-        with storage_errors(folder or Path("memory")):
-            # Reserved now: writing to a hole for which there is no space ends the process without a word.
-            if hasattr(os, "posix_fallocate") and nbytes:
-                os.posix_fallocate(number, 0, nbytes)
-            else:
-                os.ftruncate(number, nbytes)
-        self._open(number, shape, dtype)
+                self._number = os.dup(file.fileno())
+        # Now and not when it is used: writing to a hole for which there is no space ends the process without a word.
+        if hasattr(os, "posix_fallocate") and nbytes:
+            os.posix_fallocate(self._number, 0, nbytes)
+        else:
+            os.ftruncate(self._number, nbytes)
 
-    def _open(self, number: int, shape: tuple[int, ...], dtype: str) -> None:
-        self._number, self._shape, self._dtype = number, shape, dtype
-        self.array: NDArray[Any] = np.frombuffer(mmap.mmap(number, 0), dtype).reshape(shape)
+    def _map(self, shape: tuple[int, ...], dtype: str) -> None:
+        self._shape, self._dtype = shape, dtype
+        self.array: NDArray[Any] = np.frombuffer(mmap.mmap(self._number, 0), dtype).reshape(shape)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return DupFd(self._number), self._shape, self._dtype
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         number, shape, dtype = state
-        self._open(number.detach(), shape, dtype)
+        self._number = number.detach()
+        self._map(shape, dtype)
 
     def __del__(self) -> None:
         if hasattr(self, "_number"):
@@ -149,7 +162,7 @@ def load(
 
     Grids stay in GPU or host memory where they fit; masks that take much of it go to a file without a name in the
     folder ``scratch``. See :func:`room_for` for both, and for ``limit``. Raises :class:`store.errors.MissingViews`
-    when a store lacks one of them.
+    when a store lacks one of them, :class:`StorageError` where memory or ``scratch`` have no room for them.
     """
     keys, mask_keys = tiles.view_keys, tiles.mask_view_keys
     reader = complete(tokens, tiles, keys, encoder)
@@ -165,7 +178,8 @@ def load(
     elif not shared:
         grids = StreamedFeatures(reader, keys, spec, device)
     mask_shape = (len(keys), *mask_reader.spec.shape)
-    scratch.mkdir(parents=True, exist_ok=True)
+    with storage_errors(scratch):
+        make_folder(scratch)
     space: Shared | NDArray[np.uint8]
     if room.masks and not shared:
         space = np.empty(mask_shape, np.uint8)

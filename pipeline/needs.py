@@ -21,8 +21,9 @@ from store.errors import NoCache
 def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
     """Return what a study needs: tiles, views, bytes and arithmetic of each encoder, and an estimate of the time.
 
-    FLOP count a multiplication and an addition as two; times are FLOP over the matrix-product rate measured on this
-    machine now, and for the textbook form of the decoder: estimates, made before anything runs.
+    FLOP count a multiplication and an addition as two, and the decoder's are those of its textbook form, whichever is
+    computed; times are FLOP over the matrix-product rate measured on this machine now: estimates, made before anything
+    runs.
     """
     device = usable_device(None)
     rate = gemm_rate(device)

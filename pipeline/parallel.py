@@ -85,7 +85,7 @@ def perform_in_parallel(
     beside it. Raises :class:`StorageError` when a finished run cannot be written, since no other could be. However this
     ends, no process is left.
     """
-    _Crew(tasks, loaded, threads, on_epoch, on_failure, on_start, on_done).work(devices)
+    _Processes(tasks, loaded, threads, on_epoch, on_failure, on_start, on_done).work(devices)
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ class _Worker:
         return f"its process was ended by {signal.Signals(-code).name}{why}"
 
 
-class _Crew:
+class _Processes:
     """The processes, the tasks that none of them has yet, and whom to tell."""
 
     def __init__(

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.metrics import Counts, pooled_dice
-from store.durable import put_replacing, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import put_replacing
 
 
 def by_class(head: Mapping[str, Any], classes: Sequence[str], counts: Counts) -> Iterator[dict[str, Any]]:

@@ -2,88 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from pipeline.console import Talk
-from pipeline.scoresheets import by_class, by_tile, write_csv
 from pipeline.slide_runs import TrainedRun, required_mpp, tile_mpp
+from pipeline.slide_scores import Score
 from pipeline.slide_windows import Windows
 from pipeline.study import DataSection, read_study, validated
 from pipeline.workspace import Workspace
-from stages.metrics import Counts, confusions, counts_of, mean_dice, pooled_dice
+from stages.metrics import Counts, confusions
 from stages.slides.image_source import ArraySource
 from stages.slides.scaled import ScaledSlide
 from stages.slides.tissue import Tissue
 from stages.tiles.dataset import IGNORE, ImageRecord, raise_all
-from store.durable import make_folder, storage_errors
-from store.errors import InputError
+from store.errors import FrostgridError, InputError
 
-RESULTS, TILES = "results.csv", "tiles.csv"
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """How a run did: confusion matrices (N, C, C) of ``names``, the images of ``split`` of the data set ``data``.
-
-    ``learned``: the run was trained or selected on some of these images.
-    """
-
-    run: TrainedRun
-    data: str
-    split: str
-    names: tuple[str, ...]
-    confusions: Counts
-    learned: bool
-
-    @property
-    def counts(self) -> Counts:
-        """Intersection, prediction and truth, (N, C, 3)."""
-        return counts_of(self.confusions)
-
-    @property
-    def head(self) -> dict[str, Any]:
-        """What tells the rows of one run from those of others."""
-        return {
-            "encoder": self.run.encoder,
-            "decoder": self.run.settings.decoder,
-            "seed": self.run.stored.result.seed,
-            "split": self.split,
-        }
-
-    @property
-    def title(self) -> str:
-        """Which run, on what."""
-        run = self.run
-        return (
-            f"{run.encoder}, {run.settings.decoder} on {self.data} ({self.split}): {len(self.names)} images"
-        )
-
-    @property
-    def default_folder(self) -> Path:
-        """Where the tables go if nobody says otherwise."""
-        run = self.run
-        return Path("evaluations") / self.data / f"{run.encoder}-{run.settings.decoder}-{run.folder.name}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the scores as JSON has them; None for a class that is nowhere."""
-        dice = dict(zip(self.run.classes, pooled_dice(self.counts).tolist(), strict=True))
-        mean = mean_dice(self.counts)
-        return {
-            **self.head,
-            "data": self.data,
-            "images": len(self.names),
-            "dice": {name: None if math.isnan(value) else value for name, value in dice.items()},
-            "mean_dice": None if math.isnan(mean) else mean,
-            "trained_on_these": self.learned,
-        }
+_NAMED = 10
 
 
 def labelled_data(run: TrainedRun, path: Path, threads: int) -> Workspace:
@@ -109,49 +47,50 @@ def evaluated(windows: Windows, work: Workspace, split: str, study_mpp: float | 
     """Map every image of ``split`` ("all" or one of SPLITS) and count its pixels against its mask.
 
     Images are brought to the run's resolution as tiles are, masks by the pixel under each centre; all is taken for
-    tissue. Raises :class:`InputError`, before anything is computed, for classes that are not the run's and images of
-    unknown resolution.
+    tissue. One that cannot be read is told and passed over; what goes wrong with another while it is mapped ends the
+    work, since it is not the image's fault, and leaves the scores of those before. Raises :class:`InputError`, before
+    anything is computed, for classes that are not the run's and images of unknown resolution, and what went wrong
+    where no image could be scored.
     """
     run = windows.run
     classes = _matched(run.classes, work.dataset.classes)
     records = _records(work, split)
     steps = _steps(run, work, records, study_mpp)
-    learned = len(_seen(run, work, records))
+    learned = _seen(run, work, records)
     if learned:
         talk.say(
-            f"the run was trained or selected on {learned} of these {len(records)} images, so that its scores say "
+            f"the run was trained or selected on {len(learned)} of these {len(records)} images, so that its scores say "
             "little of others; --split test of its own study has those it has not seen"
         )
-    matrices = []
+    matrices: dict[str, Counts] = {}
+    errors: list[FrostgridError] = []
     with talk.bar("Evaluating", "images") as update:
         for done, record in enumerate(records):
             update(done, len(records))
-            matrices.append(_counted(windows, work, record, steps[record.id], classes))
-        update(len(records), len(records))
-    names = tuple(record.id for record in records)
-    return Score(run, work.study.name, split, names, np.concatenate(matrices), learned > 0)
-
-
-def write_scores(score: Score, folder: Path) -> None:
-    """Write ``results.csv`` (pooled, a row a class) and ``tiles.csv`` (a row an image and class)."""
-    with storage_errors(folder):
-        make_folder(folder)
-    classes = score.run.classes
-    write_csv(folder / RESULTS, by_class(score.head, classes, score.counts))
-    write_csv(folder / TILES, by_tile(score.head, classes, score.names, score.counts))
-
-
-def score_table(score: Score) -> Table:
-    """Return the pooled Dice of each class and their mean, as a table for people."""
-    table = Table()
-    table.add_column("class")
-    table.add_column("Dice %", justify="right")
-    for name, value in zip(score.run.classes, pooled_dice(score.counts), strict=True):
-        table.add_row(name, "–" if math.isnan(value) else f"{100 * value:.2f}")
-    table.add_section()
-    mean = mean_dice(score.counts)
-    table.add_row("mean", "–" if math.isnan(mean) else f"{100 * mean:.2f}")
-    return table
+            try:
+                slide, truth = _opened(work, record, steps[record.id], classes)
+            except FrostgridError as error:
+                talk.say(f"{record.id}: failed")
+                errors.append(error)
+                continue
+            try:
+                matrices[record.id] = _counted(windows, slide, truth)
+            except FrostgridError as error:
+                errors.append(error)
+                break
+        else:
+            update(len(records), len(records))
+    if not matrices:
+        raise_all([error for error in errors if isinstance(error, InputError)], "Mend the images.")
+        raise errors[0]
+    names = tuple(matrices)
+    left = tuple(record.id for record in records if record.id not in matrices)
+    if left:
+        talk.say(
+            f"{len(names)} of {len(records)} images scored; the others count in no figure: {_some(left)}"
+        )
+    scored = np.concatenate(list(matrices.values()))
+    return Score(run, work.study.name, split, names, scored, bool(learned & set(names)), left, tuple(errors))
 
 
 def _matched(ours: Sequence[str], theirs: Sequence[str]) -> NDArray[np.uint8]:
@@ -219,12 +158,21 @@ def _steps(
     return {record.id: mpp / float(record.mpp or 1) for record in records}
 
 
-def _counted(
-    windows: Windows, work: Workspace, record: ImageRecord, step: float, classes: NDArray[np.uint8]
-) -> Counts:
+def _opened(
+    work: Workspace, record: ImageRecord, step: float, classes: NDArray[np.uint8]
+) -> tuple[ScaledSlide, NDArray[np.uint8]]:
+    """Return an image as a slide at the run's resolution, and the run's class of each of its pixels (H, W)."""
     source = ArraySource(record.path or Path(record.id), work.dataset.read_image(record), {})
     slide = ScaledSlide(source, step)
+    return slide, classes[slide.nearest(work.dataset.read_mask(record))]
+
+
+def _counted(windows: Windows, slide: ScaledSlide, truth: NDArray[np.uint8]) -> Counts:
     everywhere = Tissue(np.ones((slide.height, slide.width), np.bool_), 1, None)
     predicted = np.concatenate([band.labels for band in windows.mapper(slide, everywhere).run()])
-    truth = classes[slide.nearest(work.dataset.read_mask(record))]
     return confusions(predicted[None], truth[None], len(windows.run.classes))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -24,8 +24,9 @@ from stages.slides.probabilities import write_probabilities
 from stages.slides.regions import regions
 from stages.slides.scaled import ScaledSlide
 from stages.slides.tissue import Threshold, Tissue
+from store.disk_errors import storage_errors
 from store.documents import decode, encode_legibly, read_bytes
-from store.durable import put_replacing, storage_errors, sync_folder
+from store.durable import put_replacing, sync_folder
 from store.errors import FrostgridError, InputError, VerificationError
 from store.identity import differences, fingerprint
 
@@ -127,7 +128,8 @@ class SlideFolder:
     def kept(self, talk: Talk) -> tuple[tuple[int, int], tuple[Area, ...]] | None:
         """Return size and areas of results that are there already, whole and made in this very way.
 
-        Says why results that are there are made again.
+        Probabilities that nobody asks for now make no other map. Says why results that are there are made again. Raises
+        :class:`InputError` where a newer version has made them.
         """
         data = read_bytes(self.final / RECORD)
         if data is None:
@@ -135,23 +137,27 @@ class SlideFolder:
         try:
             record = decode("slide", _VERSION, data, self.final / RECORD, _REMOVE)
             whole = all(_sha256(self.final / file) == digest for file, digest in record["files"].items())
-        except (VerificationError, InputError, OSError, KeyError):
+        except (VerificationError, OSError, KeyError):
             talk.say(f"{self.name}: what is there is damaged, and is made again")
             return None
-        whole = whole and (not self.told["probabilities"] or (self.final / PROBABILITIES).is_dir())
-        if record["parameters"] == self.told and whole:
+        made = record["parameters"]
+        if not self.told["probabilities"]:
+            made = {**made, "probabilities": False}
+        elif not (self.final / PROBABILITIES).is_dir():
+            whole = False
+        if made == self.told and whole:
             talk.say(f"{self.name}: kept ({self.final})")
             self._remove_work()  # of a process that was killed at the very end
             height, width = record["size"]
             counts = np.array(record["pixels"], np.int64)
             return (height, width), tuple(areas_of(counts, self.classes, self.map_mpp))
-        talk.say(f"{self.name}: made anew ({self._why(record) if whole else 'a file there was changed'})")
+        talk.say(f"{self.name}: made anew ({self._why(made) if whole else 'a file there was changed'})")
         return None
 
     def begun(self, height: int, width: int, talk: Talk) -> BandFolder:
         """Return the bands of a map, of which those are there that were finished before in this very way.
 
-        Says so, and why others are removed.
+        Says so, and why others are removed. Raises :class:`InputError` for those of a newer version.
         """
         path = self.work / RECORD
         bands = BandFolder(self.work, height, width)
@@ -159,13 +165,13 @@ class SlideFolder:
             data = read_bytes(path)
             try:
                 record = {} if data is None else decode("slide", _VERSION, data, path, _REMOVE)
-            except (VerificationError, InputError):
+            except VerificationError:
                 record = {"parameters": {"record": "damaged"}}
             if record.get("parameters") == self.told:
                 talk.say(f"{self.name}: goes on after {bands.finished()} of {bands.count} bands")
                 return bands
             if record:
-                talk.say(f"{self.name}: what was begun is done anew ({self._why(record)})")
+                talk.say(f"{self.name}: what was begun is done anew ({self._why(record['parameters'])})")
             path.unlink(missing_ok=True)  # first: bands without a record are nobody's
             bands.clear()
             put_replacing(path, encode_legibly("slide", _VERSION, {"parameters": self.told}))
@@ -238,8 +244,8 @@ class SlideFolder:
         # Of a finished slide nobody needs it: what cannot go, or what another process removes just now, is no fault.
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def _why(self, record: Mapping[str, Any]) -> str:
-        return "; ".join(str(difference) for difference in differences(record["parameters"], self.told))
+    def _why(self, made: Mapping[str, Any]) -> str:
+        return "; ".join(str(difference) for difference in differences(made, self.told))
 
 
 def folder_name(slide: Path) -> str:

@@ -18,7 +18,8 @@ from stages.slides.opening import open_slide
 from stages.slides.scaled import ScaledSlide
 from stages.slides.source import SlideSource
 from stages.slides.tissue import Tissue, find_tissue
-from store.durable import make_folder, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import make_folder
 from store.errors import FrostgridError, InputError
 from store.identity import canonical_json
 from store.leases import hold

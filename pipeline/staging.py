@@ -29,10 +29,7 @@ def stage(work: Workspace, reference: str, weights: Path | None, talk: Talk) -> 
     """
     if work.origin is None:
         return
-    try:
-        here: GridStore | None = work.find_tokens(reference, weights)
-    except NoCache:
-        here = None
+    here = work.tokens_here(reference, weights)
     wanted = work.wanted_tokens(reference, weights)
     missing = _missing(work, here, wanted)
     if missing:
@@ -51,10 +48,7 @@ def acquaint(work: Workspace, reference: str, weights: Path | None) -> dict[str,
     """
     if work.origin is None:
         return {}
-    try:
-        here: GridStore | None = work.find_tokens(reference, weights)
-    except NoCache:
-        here = None
+    here = work.tokens_here(reference, weights)
     tokens = None if here is None else _same(work.origin, here.slug, here.key)
     masks = _same(work.origin, VIEWS, work.masks_key)
     found = [

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.choosing import UnclearCache, Wanted
 from pipeline.engine import jobs
 from pipeline.job import Job
-from pipeline.journal import Journals, read_journals
+from pipeline.journal_reading import Journals, read_journals
 from pipeline.status_runs import Recordings
 from pipeline.workspace import Workspace
 from stages.tiles.plan import mask_spec

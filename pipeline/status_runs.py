@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job import Job
-from pipeline.journal import Journals
+from pipeline.journal_reading import Journals
+from pipeline.recorded import EVERY_RUN, run_folders
 from pipeline.workspace import Workspace
 from stages.training.record import read_record
 from store.errors import FrostgridError, VerificationError
 from store.identity import canonical_json, differences
 
-_FOLDER = re.compile(r"seed-\d{3,}-[0-9a-f]{8}")
 _OF_A_SEED = ("seed", "study", "encoder")  # what runs of one kind differ in
 _OTHER = {
     "tokens": "another cache",
@@ -29,7 +28,7 @@ _OTHER = {
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class _Run:
     """A finished run by its ``run.json``; ``name``: its folder, relative to the study's results."""
 
     name: str
@@ -72,7 +71,7 @@ class Recordings:
         ``recorded``: the finished ones, those that differ in the seed only together, with what tells them from the
         study as it is. ``running``, and ``failures`` with the reasons: names of runs that are not there.
         """
-        groups: dict[bytes, list[_Recorded]] = {}
+        groups: dict[bytes, list[_Run]] = {}
         for run in self._recorded.values():
             if run.name not in self._asked:
                 shared = {name: value for name, value in run.identity.items() if name not in _OF_A_SEED}
@@ -114,20 +113,18 @@ class Recordings:
         return "failed" if ("run", name) in self._journals.failed else "to_do"
 
     @cached_property
-    def _recorded(self) -> dict[str, _Recorded]:
+    def _recorded(self) -> dict[str, _Run]:
         found = {}
-        for folder in sorted(self._work.results.glob("*/*/seed-*")):
-            if not _FOLDER.fullmatch(folder.name):  # one that is being written
-                continue
+        for folder in run_folders(self._work.results, EVERY_RUN):
             name = folder.relative_to(self._work.results).as_posix()
             try:
-                found[name] = _recorded(name, folder)
+                found[name] = _read(name, folder)
             except FrostgridError as fault:
                 self._damaged.add(name)
                 self.faults.append(fault)
         return found
 
-    def _group(self, runs: list[_Recorded]) -> dict[str, Any]:
+    def _group(self, runs: list[_Run]) -> dict[str, Any]:
         first = runs[0]
         slug, decoder, _ = first.name.split("/")
         return {
@@ -137,7 +134,7 @@ class Recordings:
             "done": sorted(run.seed for run in runs),
         }
 
-    def _differing(self, run: _Recorded, wanted: Mapping[str, Any] | None) -> Iterator[str]:
+    def _differing(self, run: _Run, wanted: Mapping[str, Any] | None) -> Iterator[str]:
         """Yield in what a run differs from the one that the study asks for of its encoder, if it asks for one."""
         if wanted is None:
             return
@@ -159,19 +156,18 @@ class Recordings:
                 yield f"{one.field.removeprefix('settings.')} = {one.stored}"
 
 
-def _recorded(name: str, folder: Path) -> _Recorded:
+def _read(name: str, folder: Path) -> _Run:
     body = read_record(folder)
     identity, files = body.get("identity"), body.get("files")
     if not isinstance(identity, dict) or not isinstance(files, dict) or not isinstance(body.get("seed"), int):
         raise VerificationError(
             "The run.json is incomplete", where=folder, remedy="Remove the folder to train again."
         )
-    there = {path.name for path in folder.iterdir()}
-    if lost := sorted(files.keys() - there):
+    if lost := sorted(name for name in files if not (folder / name).is_file()):
         raise VerificationError(
             f"The run has lost {', '.join(lost)}", where=folder, remedy="Remove the folder to train again."
         )
-    return _Recorded(name, body["seed"], identity)
+    return _Run(name, body["seed"], identity)
 
 
 def _as_stored(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import scoresheets
+from pipeline.finished import Finished
 from pipeline.job import Job
 from pipeline.outcome import Outcome
-from pipeline.sweeping import Variant, variants
+from pipeline.sweeping import variants
 from pipeline.workspace import Workspace
-from stages.metrics import mean_dice
 
 CSV = "sweep.csv"
 
@@ -36,7 +36,7 @@ def write_csv(work: Workspace) -> Path | None:
     return path
 
 
-def _rows(found: Sequence[Variant], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(found: Sequence[Finished], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
     for variant in found:
         about = {"encoder": variant.encoder, "decoder": variant.decoder, **variant.factors}
         for seed, run in variant.runs.items():
@@ -65,21 +65,21 @@ def summary(work: Workspace, jobs: Sequence[Job], outcome: Outcome | None) -> di
 
 
 def _combination(job: Job) -> dict[str, Any]:
-    runs = {seed: run.result for seed in job.seeds if (run := job.finished(seed)) is not None}
-    dice = {seed: mean_dice(result.best_counts("test")) for seed, result in runs.items()}
-    known = np.array([value for value in dice.values() if not math.isnan(value)])
+    found = Finished.of(job)
+    dice = found.dice
+    known = dice[~np.isnan(dice)]
     return {
-        "encoder": job.encoder,
-        "decoder": job.settings.decoder,
+        "encoder": found.encoder,
+        "decoder": found.decoder,
         "decoder_options": dict(job.settings.options),
-        "factors": dict(job.factors),
-        "decoder_parameters": next((result.parameters for result in runs.values()), None),
-        "seeds": list(runs),
-        "missing_seeds": [seed for seed in job.seeds if seed not in runs],
+        "factors": dict(found.factors),
+        "decoder_parameters": found.decoder_parameters if found.runs else None,
+        "seeds": list(found.runs),
+        "missing_seeds": [seed for seed in job.seeds if seed not in found.runs],
         "dice": {
             "mean": float(known.mean()) if len(known) else None,
             "std": float(known.std(ddof=1)) if len(known) > 1 else None,
-            "by_seed": [None if math.isnan(value) else value for value in dice.values()],
+            "by_seed": [None if math.isnan(value) else value for value in dice.tolist()],
         },
     }
 

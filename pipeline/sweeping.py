@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,8 @@ from pipeline.varying import Varied
 from pipeline.workspace import Workspace
 from stages.encoders import canonical_name
 from stages.tiles.dataset import flatten, raise_all
-from stages.training.record import StoredRun
 from store.errors import InputError
 from store.identity import canonical_json
-
-
-@dataclass(frozen=True, eq=False)
-class Variant(Finished):
-    """The finished runs of one encoder under one combination of what was varied on a study, one run a seed.
-
-    ``factors``: everything in which the study's variants differ from each other (``train.lr``, ``train.views``, …), as
-    text; "" where it does not apply.
-    """
-
-    factors: Mapping[str, str]
 
 
 def combinations(
@@ -74,18 +62,6 @@ def combinations(
     ]
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
-    """Raise :class:`store.errors.InputErrors` with everything that keeps jobs from being trained, before any is."""
-    faults: dict[str, InputError] = {}
-    for job in jobs:
-        try:
-            job.check()
-        except InputError as error:
-            for fault in flatten(error):
-                faults.setdefault(str(fault), fault)
-    raise_all(list(faults.values()), "Nothing was trained. Correct these values.")
-
-
 def _changed(study: Study, changes: Sequence[Mapping[str, Any]], said: Mapping[str, str]) -> Study:
     where = ", ".join(f"{name} = {text}" for name, text in said.items())
     table: dict[str, Any] = study.resolved()
@@ -113,10 +89,11 @@ def _settled(study: Study) -> dict[str, Any]:
     }
 
 
-def variants(work: Workspace, seeds: int | None = None) -> list[Variant]:
+def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
     """Return every combination that was ever trained on the study as its data, split and views are now.
 
-    With ``seeds``, only runs of the seeds 0 … ``seeds`` − 1 are looked at.
+    The factors of their jobs are everything in which they differ from each other (``train.lr``, ``train.views``, …), ""
+    where that does not apply. With ``seeds``, only runs of the seeds 0 … ``seeds`` − 1 are looked at.
 
     Found by what the runs in the study's results say of themselves; those of other tiles or masks are left out. In the
     order of encoder, decoder and factors. Raises :class:`store.errors.VerificationError` for a damaged run.
@@ -141,26 +118,22 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Variant]:
         name = canonical_name(reference)
         job = Job(work.of(study), name, reference, tuple(sorted(trained)), work.weights_of(name))
         try:
-            job.tiles  # noqa: B018
+            job.work.training_tiles()
         except InputError:  # trained on more tiles than the split has now
             continue
-        runs = {seed: stored for seed in job.seeds if (stored := job.finished(seed)) is not None}
-        if runs:
-            kept.append((job, {seed: _without_weights(stored) for seed, stored in runs.items()}))
-    flat = [_factors(job) for job, _ in kept]
+        finished = Finished.of(job)
+        if finished.runs:
+            kept.append(finished)
+    flat = [_factors(one.job) for one in kept]
     names = sorted({name for factors in flat for name in factors})
     differing = [name for name in names if len({factors.get(name, "") for factors in flat}) > 1]
     made = [
-        Variant(job, runs, {name: factors.get(name, "") for name in differing})
-        for (job, runs), factors in zip(kept, flat, strict=True)
+        replace(one, job=replace(one.job, factors={name: factors.get(name, "") for name in differing}))
+        for one, factors in zip(kept, flat, strict=True)
     ]
     return sorted(
         made, key=lambda one: (one.encoder, one.decoder, [_natural(v) for v in one.factors.values()])
     )
-
-
-def _without_weights(run: StoredRun) -> StoredRun:
-    return replace(run, result=replace(run.result, weights={}))  # of many runs they would fill the memory
 
 
 def _factors(job: Job) -> dict[str, str]:

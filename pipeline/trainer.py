@@ -10,13 +10,12 @@ import torch
 
 from pipeline import staging
 from pipeline.console import Talk
-from pipeline.grouping import REMEDY, Group, complete_here, missing, pieces
+from pipeline.grouping import Group, complete_here, missing, pieces, refuse
 from pipeline.job import Job
 from pipeline.loading import load, room_for
 from pipeline.outcome import Following, Outcome
 from pipeline.parallel import explained, perform_in_parallel, places
 from pipeline.runs import RunTask
-from stages.tiles.dataset import raise_all
 from stages.training.memory import keep_large_blocks
 from store.errors import FrostgridError, InputError, StorageError
 
@@ -89,7 +88,7 @@ def _in_pieces(
             except InputError as error:
                 found[position] = 0
                 faults.append(error)
-    raise_all(list({str(fault): fault for fault in faults}.values()), REMEDY)
+    refuse(faults)
     return [replace(task, at_once=found[run[0]]) for run, task in zip(group.runs, tasks, strict=True)]
 
 

@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.durable import abandoned, new_partial, remove_abandoned, storage_errors, sync_folder
+from store.disk_errors import storage_errors
+from store.durable import new_partial, sync_folder
 from store.errors import VerificationError
 from store.grids import GridStore
 from store.parts import load_part, part_folders
+from store.sweeping import abandoned, remove_abandoned
 from store.verify import verify
 
 

@@ -8,87 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from store.errors import ImpossiblePath, StorageError
-from store.processes import partial_token, partial_writer_gone
+from store.processes import partial_token
 
-PARTIAL_MAX_AGE_S = 3600.0
-_PARTIAL = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.partial$")
-_IMPOSSIBLE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
-    *(errno.ENXIO, errno.ENODEV),
-)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-_ELSEWHERE = "or point [cache] root in the study at another disk, and run the same command again"
-
-
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """Explain a failed write at ``path``: what the disk refused, how much is free, where else to go.
-
-    An ``ImpossiblePath`` where the path itself is at fault.
-    """
-    folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112  (is_dir raises for a name that is too long)
-    if error.errno in _FULL:
-        with suppress(OSError):
-            free = shutil.disk_usage(_existing(folder)).free
-            return StorageError(
-                f"The disk is full: {free / 1e6:.1f} MB are free",
-                where=folder,
-                remedy=f"Finished shards are kept. Free some space, {_ELSEWHERE}.",
-            )
-    if error.errno == errno.EROFS:
-        return StorageError(
-            "The folder lies on a read-only file system",
-            where=folder,
-            remedy=f"Mount it for writing, {_ELSEWHERE}.",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return StorageError(
-            "The folder may not be written with the rights at hand",
-            where=folder,
-            remedy=f"Give yourself the right to write there, {_ELSEWHERE}.",
-        )
-    if error.errno in _IMPOSSIBLE:
-        return ImpossiblePath(
-            f"It cannot be written there: {_why_impossible(error, path)}",
-            where=path,
-            remedy="Give another path.",
-        )
-    return StorageError(
-        f"The disk does not take the file: {error.strerror or error}",
-        where=path,
-        remedy=f"Finished shards are kept. Check the disk, {_ELSEWHERE}.",
-    )
-
-
-def _why_impossible(error: OSError, path: Path) -> str:
-    """Return what is in the way of ``path``: a file among its folders, a folder in which nothing can be made."""
-    parent = path.absolute().parent
-    above = _existing(parent)
-    if not above.is_dir():
-        return f"{above} is no folder"
-    if error.errno == errno.ENOENT:
-        there = "" if above == parent else f"there is no folder {parent}, and "
-        return f"{there}nothing could be made in {above}"
-    if error.errno == errno.EEXIST:
-        return f"{path} is there already, and is no folder"
-    return (error.strerror or str(error)).lower()
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn every ``OSError`` of the enclosed file operations on ``path`` into a ``StorageError``."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, path) from error
 
 
 def new_partial(final: Path) -> Path:
@@ -235,41 +161,6 @@ def remove_exactly(path: Path, seen: os.stat_result) -> bool:
     return True
 
 
-def abandoned(folder: Path) -> list[Path]:
-    """Return the temporary files and folders in ``folder`` whose process has ended or that are older than an hour.
-
-    Raises ``OSError`` for a folder that cannot be listed.
-    """
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        written_by = _PARTIAL.search(entry.name)
-        if not written_by:
-            continue
-        with suppress(OSError):
-            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            if age >= PARTIAL_MAX_AGE_S or partial_writer_gone(written_by[1], int(written_by[2])):
-                found.append(Path(entry.path))
-    return found
-
-
-def remove_abandoned(path: Path) -> None:
-    """Remove a file or folder, whichever it is; nothing happens where it has gone. Raises ``OSError``."""
-    with suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files and folders in ``folder`` whose process has ended or that are older than an hour."""
-    # Leftovers harm nobody, so a folder that cannot be listed or written is no reason to stop.
-    with suppress(OSError):
-        for path in abandoned(folder):
-            with suppress(OSError):
-                remove_abandoned(path)
-
-
 def _unchanged(found: os.stat_result, seen: os.stat_result) -> bool:
     names = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
     return all(getattr(found, name) == getattr(seen, name) for name in names)
@@ -282,9 +173,3 @@ def _claim(final: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _existing(folder: Path) -> Path:
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    return folder

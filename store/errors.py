@@ -24,11 +24,8 @@ class FrostgridError(Exception):
         super().__init__(f"{what}{place}." + (f" {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (
-            type(self),
-            self.args,
-            self.__dict__,
-        )  # its text is made of other arguments than it keeps
+        # Not by its arguments, as exceptions are: its text is made of others than it keeps.
+        return _again, (type(self), self.args, self.__dict__)
 
 
 def _again(kind: type[FrostgridError], args: tuple[Any, ...], state: dict[str, Any]) -> FrostgridError:

@@ -17,9 +17,8 @@ SHARD_BYTES = 128 << 20
 MIN_SHARD_VIEWS, MAX_SHARD_VIEWS = 8, 512
 SHARDS_OF_A_SMALL_PART = 16
 MAX_PART_SHARDS = 8192
-MAX_PART_VIEWS = (
-    1 << 20
-)  # what is kept beside each view fills the manifest, of which 1 GiB can be read elsewhere
+# What is kept beside each view fills the manifest, of which 1 GiB can be read elsewhere.
+MAX_PART_VIEWS = 1 << 20
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from store.durable import commit_exclusive, new_partial, storage_errors, write_all
+from store.disk_errors import storage_errors
+from store.durable import commit_exclusive, new_partial, write_all
 from store.processes import Process
 
 TTL_S = 600.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, compress, repeat
@@ -273,10 +274,10 @@ def create_part(cache_folder: Path, cache: str, spec: GridSpec, rows: Sequence[V
     return folder
 
 
-def part_folders(cache_folder: Path) -> list[Path]:
-    """Return the folders of all parts, in the order in which parts are asked for a view."""
-    names = sorted(path.name for path in cache_folder.iterdir() if PART_NAME.fullmatch(path.name))
-    return [cache_folder / name for name in names]
+def part_folders(cache_folder: Path, besides: Iterable[str] = ()) -> list[Path]:
+    """Return the folders of all parts but those of the names ``besides``, in the order in which they are asked."""
+    names = {entry.name for entry in os.scandir(cache_folder)}.difference(besides)
+    return [cache_folder / name for name in sorted(names) if PART_NAME.fullmatch(name)]
 
 
 def load_part(folder: Path, cache: str, spec: GridSpec) -> Part:

@@ -52,9 +52,8 @@ class GridReader:
         self._parts = tuple(parts)
         self._records: list[dict[int, ShardRecord]] = []
         self._indices: dict[tuple[int, int], NDArray[np.uint64]] = {}
-        self._spare: list[
-            _Space
-        ] = []  # of reads that have ended, for the next ones; lists are safe between threads
+        # of reads that have ended, for the next ones; lists are safe between threads
+        self._spare: list[_Space] = []
         for part in self._parts:
             part.check_layout()
             self._records.append(part.records())
@@ -63,6 +62,7 @@ class GridReader:
             set(range(part.shards)).difference(shards)
             for part, shards in zip(self._parts, whole, strict=True)
         ]
+        self._whole = [part.name for part, lacking in zip(self._parts, others, strict=True) if not lacking]
         self._places = Whereabouts(self._parts, whole)
         self._unusable = Whereabouts(self._parts, others)
 
@@ -75,6 +75,10 @@ class GridReader:
     def views(self) -> list[ViewKey]:
         """Return every view that can be read, in the order of parts and of their rows."""
         return self._places.keys()
+
+    def whole_parts(self) -> set[str]:
+        """Return the names of the parts of which every view can be read."""
+        return set(self._whole)
 
     def damaged(self) -> list[ViewKey]:
         """Return every view whose grid was finished and whose shard is lost or cut, in all parts that had it."""

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 
+from store.disk_errors import storage_errors
 from store.documents import encode, read_bytes
-from store.durable import make_folder, put_exclusive, put_replacing, remove_exactly, storage_errors, sweep
+from store.durable import make_folder, put_exclusive, put_replacing, remove_exactly
 from store.parts import MANIFEST_VERSION, Part
 from store.records import ShardRecord
 from store.sizes import file_size
+from store.sweeping import sweep
 
 
 def seal(part: Part) -> bool:

@@ -14,9 +14,10 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from store.caches import cache_group
 from store.documents import read_bytes
 from store.errors import FrostgridError
-from store.grids import GridStore, cache_group
+from store.grids import GridStore
 from store.int8 import decode as decode_int8
 from store.parts import RESTORE, Part, load_part, metadata_files, part_folders
 from store.records import ShardRecord, meta_of_label

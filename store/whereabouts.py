@@ -25,9 +25,8 @@ class Whereabouts:
         self._places: dict[int, int] = {}
         found = [_views(part, chosen, self._tiles) for part, chosen in zip(parts, shards, strict=True)]
         for number in reversed(range(len(parts))):
-            views, rows = (
-                column[::-1] for column in found[number]
-            )  # so that the first to have a view is the last
+            # Backwards, so that the first to have a view is the last to say so.
+            views, rows = (column[::-1] for column in found[number])
             places = rows + (number << _PART_BITS)
             self._places.update(zip(views.tolist(), places.tolist(), strict=True))
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.durable import commit_exclusive, new_partial, put_exclusive, remove_exactly, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import commit_exclusive, new_partial, put_exclusive, remove_exactly
 from store.errors import InputError, StorageError
 from store.identity import canonical_json
 from store.int8 import MAX_ERROR, META, Int8Error, encode

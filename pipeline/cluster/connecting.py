@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 
 import torch
 
 from pipeline.cluster.crew import Crew
+from pipeline.cluster.line import Line
 from pipeline.console import Talk
 from pipeline.parallel import places
 from stages.encoders import usable_device
-from store.errors import InputError, StorageError
-
-if TYPE_CHECKING:
-    from distributed import SpecCluster
+from store.errors import FrostgridError, InputError, StorageError
 
 PATIENCE = "10s"  # for a scheduler to answer
+_LOGS = (
+    "distributed",
+    "distributed.client",
+    "tornado.application",
+)  # to which dask gives levels of their own
 
 
 @contextmanager
@@ -28,59 +31,80 @@ def connected(
 ) -> Iterator[Crew | None]:
     """Yield the workers that a command is to use: ``workers`` of its own, or those of the cluster at ``scheduler``.
 
-    None where neither is given: then everything is done in this process. ``device``: where tasks compute. However the
-    block ends, no worker of its own is left. Raises :class:`InputError` for both at once, for more workers than cores
-    or GPUs, where the extra is not installed, and for an address that is none; :class:`StorageError` where nobody
-    answers.
+    None where neither is given: then everything is done in this process. Workers of its own are started when they are
+    first asked for something, and none is left, however the block ends. ``device``: where tasks compute. Raises
+    :class:`InputError` for both at once, for more workers than cores or GPUs, where the extra is not installed, and for
+    an address that is none; :class:`StorageError` where nobody answers.
     """
-    if workers is None and scheduler is None:
-        yield None
-        return
     if workers is not None and scheduler is not None:
         raise InputError(
             "--workers starts a cluster and --scheduler joins one",
             where="--workers",
             remedy="Give one of them.",
         )
-    try:
-        from distributed import Client
-    except ModuleNotFoundError:
-        raise InputError(
-            "dask.distributed is not installed",
-            where="--workers" if workers else "--scheduler",
-            remedy="Install it: pip install 'frostgrid[cluster]'.",
-        ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said in our words
     with ExitStack() as stack:
         if workers is not None:
+            _check_installed("--workers")
             target = usable_device(device)
-            scheduler = stack.enter_context(_own_cluster(workers, target)).scheduler_address
-            device = target.type  # each worker sees one GPU only
-        try:
-            client = stack.enter_context(Client(scheduler, timeout=PATIENCE, set_as_default=False))
-        except ValueError as error:
-            raise InputError(
-                f"This is no address of a scheduler: {error}",
-                where=f"--scheduler {scheduler}",
-                remedy="Give the one it prints when it starts, such as tcp://host:8786.",
-            ) from None
-        except OSError as error:
-            raise StorageError(
-                f"No scheduler answers there: {error}",
-                where=f"--scheduler {scheduler}",
-                remedy="Start it (dask scheduler), or give the address it printed.",
-            ) from None
-        crew = Crew(client, device, talk)
+            at = places(workers, target, where="--workers")
+            crew = Crew(lambda: stack.enter_context(_own_cluster(*at)), target.type, talk)
+        elif scheduler is not None:
+            _check_installed("--scheduler")
+            line = stack.enter_context(_line_to(scheduler))
+            crew = Crew(lambda: line, device, talk)
+        else:
+            yield None
+            return
         stack.callback(crew.close)
         yield crew
 
 
+def _check_installed(option: str) -> None:
+    if find_spec("distributed") is None:
+        raise InputError(
+            "dask.distributed is not installed",
+            where=option,
+            remedy="Install it: pip install 'frostgrid[cluster]'.",
+        )
+
+
 @contextmanager
-def _own_cluster(workers: int, device: torch.device) -> Iterator[SpecCluster]:
-    """Yield a cluster on this machine: a process a worker, which share the cores or have a GPU each."""
+def _line_to(address: str) -> Iterator[Line]:
+    """Yield the line to the scheduler at an address."""
+    from distributed import Client
+
+    for name in _LOGS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said in our words
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except ValueError as error:
+        raise InputError(
+            f"This is no address of a scheduler: {error}",
+            where=f"--scheduler {address}",
+            remedy="Give the one it prints when it starts, such as tcp://host:8786.",
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"No scheduler answers there: {error}",
+            where=f"--scheduler {address}",
+            remedy="Start it (dask scheduler), or give the address it printed.",
+        ) from None
+    try:
+        yield Line(client, address)
+    finally:
+        # One that looks for a lost scheduler may trip over itself here, which must not hide what is wrong.
+        with suppress(AssertionError, OSError, RuntimeError):
+            client.close()
+
+
+@contextmanager
+def _own_cluster(devices: Sequence[torch.device], threads: int) -> Iterator[Line]:
+    """Yield the line to a cluster on this machine, with a worker process for each of ``devices``.
+
+    Each has so many ``threads``, and sees no GPU but its own.
+    """
     from distributed import Nanny, Scheduler, SpecCluster
 
-    devices, threads = places(workers, device, where="--workers")
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     options = {
         "nthreads": threads,
@@ -94,12 +118,16 @@ def _own_cluster(workers: int, device: torch.device) -> Iterator[SpecCluster]:
         if one.type == "cuda":
             env["CUDA_VISIBLE_DEVICES"] = visible[one.index or 0] if visible else str(one.index or 0)
         specs[number] = {"cls": Nanny, "options": {**options, "env": env}}
-    with SpecCluster(
-        workers=specs,
-        scheduler={
-            "cls": Scheduler,
-            "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"},
-        },
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        yield cluster
+    own = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    try:
+        cluster = SpecCluster(
+            workers=specs, scheduler={"cls": Scheduler, "options": own}, silence_logs=logging.CRITICAL
+        )
+    except RuntimeError as error:
+        raise FrostgridError(
+            f"The cluster on this machine did not start: {error}",
+            where="--workers",
+            remedy="Leave it out, or start a scheduler and workers by hand and give --scheduler.",
+        ) from None
+    with cluster, _line_to(cluster.scheduler_address) as line:
+        yield line

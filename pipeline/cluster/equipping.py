@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from store.durable import storage_errors
+from pipeline.cluster.machines import Found, same_gpu, shares, too_many
+from store.disk_errors import storage_errors
 from store.errors import FrostgridError, InputError
 
 if TYPE_CHECKING:
@@ -52,20 +51,6 @@ class Needs:
     def resources(self) -> dict[str, int]:
         """What a worker offers that has all this, and a task of the command takes."""
         return {RESOURCE: 1, f"{RESOURCE}-{self.session}": 1}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a worker has: its machine's name, the cores it may use, the threads it was started with, and its faults.
-
-    ``gpu`` is "" where it computes on the CPU.
-    """
-
-    host: str
-    cores: tuple[int, ...]
-    threads: int
-    gpu: str
-    faults: tuple[str, ...]
 
 
 @contextmanager
@@ -140,41 +125,6 @@ def _forget(known: dict[str, Found], addresses: Iterable[str]) -> None:
         known.pop(address, None)
 
 
-def shares(found: Mapping[str, Found]) -> dict[str, int]:
-    """Return the threads that each worker may use: those it was started with, but not more than its share of the cores.
-
-    Workers that may use the same cores share them in proportion to the threads they were started with.
-    """
-    threads: defaultdict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
-    for one in found.values():
-        threads[one.host, one.cores] += one.threads
-    return {
-        address: max(1, min(one.threads, len(one.cores) * one.threads // threads[one.host, one.cores]))
-        for address, one in found.items()
-    }
-
-
-def too_many(found: Mapping[str, Found]) -> dict[str, str]:
-    """Return what is wrong with workers for which there is no core left."""
-    number: defaultdict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
-    faults = {}
-    for address, one in found.items():
-        number[one.host, one.cores] += 1
-        if number[one.host, one.cores] > len(one.cores):
-            faults[address] = f"is one worker more than the {len(one.cores)} cores it shares with others"
-    return faults
-
-
-def same_gpu(found: Mapping[str, Found]) -> dict[str, str]:
-    """Return what is wrong with workers whose GPU another one before them has."""
-    first: dict[tuple[str, str], str] = {}
-    faults = {}
-    for address, one in found.items():
-        if one.gpu and (other := first.setdefault((one.host, one.gpu), address)) != address:
-            faults[address] = f"has the GPU that {other} has: start one worker a GPU, by CUDA_VISIBLE_DEVICES"
-    return faults
-
-
 async def look(needs: Needs, dask_worker: Worker) -> Found:
     """Return what the worker has that runs this."""
     return await asyncio.to_thread(_look, needs, dask_worker.state.nthreads)
@@ -194,11 +144,13 @@ def _look(needs: Needs, threads: int) -> Found:
         faults.append(
             f"runs frostgrid {VERSION}, and this is {needs.version}: install the same, and start it again"
         )
-    for folder, name, text in needs.folders:
-        if not seen(partial(_holds, Path(folder, name), text)):
-            faults.append(f"does not see the folder {folder}: mount it there under the same name")
-        elif not os.access(folder, os.W_OK):
-            faults.append(f"may not write to the folder {folder}: give it the right")
+    probes = [(Path(folder, name), text) for folder, name, text in needs.folders]
+    seen(lambda: all(_holds(file, text) for file, text in probes))  # waited for once for all of them
+    for probe, text in probes:
+        if not _holds(probe, text):
+            faults.append(f"does not see the folder {probe.parent}: mount it there under the same name")
+        elif not os.access(probe.parent, os.W_OK):
+            faults.append(f"may not write to the folder {probe.parent}: give it the right")
     for file, size in needs.files:
         if _size_there(Path(file)) != size:
             faults.append(
@@ -208,9 +160,7 @@ def _look(needs: Needs, threads: int) -> Found:
     try:
         device = usable_device(needs.device)
         if device.type == "cuda":
-            gpu = (
-                f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')}:{device.index or torch.cuda.current_device()}"
-            )
+            gpu = str(torch.cuda.get_device_properties(device).uuid)  # jobs may each call theirs number 0
     except FrostgridError as fault:
         faults.append(f"has no such device: {fault.what}")
     for url in needs.urls:
@@ -233,8 +183,9 @@ async def ready(what: tuple[Needs, Mapping[str, int]], dask_worker: Worker) -> N
 
 def _sweep(folder: Path) -> None:
     for probe in folder.glob(f"{_PROBE}*"):
-        if time.time() - probe.stat().st_mtime > OLD_S:
-            probe.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # of a process that has just ended
+            if time.time() - probe.stat().st_mtime > OLD_S:
+                probe.unlink()
 
 
 def _size(file: Path) -> int:

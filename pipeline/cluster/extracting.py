@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.backbones import Backbones
 from pipeline.cluster.here import here, seen
 from pipeline.study import Study
-from pipeline.workspace import dataset_of, recipe_of
+from pipeline.study_data import dataset_of, recipe_of
 from stages.batching import Batches, batches_for
 from stages.encoders import AskedDtype, TokenGrid
 from stages.extract import extract_shard, write_views_shard
@@ -223,18 +222,3 @@ def _batches(order: EncoderOrder) -> Batches:
 
 def _study(text: str) -> Study:
     return Study.model_validate_json(text)
-
-
-def digest_of(*texts: str) -> str:
-    """Return a few digits that stand for texts in the key of a task."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
-
-
-def tiles_of_task(task: ShardTask, tiles: Mapping[str, Tile]) -> tuple[Tile, ...]:
-    """Return the tiles of a shard's views, each once."""
-    return tuple(tiles[key] for key in dict.fromkeys(row.tile for row in task.rows))
-
-
-def still_gone(tokens: Collection[str]) -> tuple[str, ...]:
-    """Return tokens in the order in which equal sets of them are equal."""
-    return tuple(sorted(tokens))

@@ -19,7 +19,7 @@ from stages.decoders import decoder_source
 from stages.training.data import Features
 from stages.training.memory import available_memory, keep_large_blocks
 from store import GridStore, ViewKey
-from store.durable import storage_errors
+from store.disk_errors import storage_errors
 from store.errors import FrostgridError, InputError, MissingViews, StorageError, VerificationError
 from store.places import open_place
 from store.sharing import offer_at, pull

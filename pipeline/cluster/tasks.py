@@ -1,7 +1,13 @@
-"""A piece of work as it travels to a worker."""
+"""A piece of work as it travels to a worker.
+
+A scheduler unpacks what it is handed, and loads the modules of all that is in it. It is handed bytes, therefore, and
+functions of this module, which loads nothing: else each scheduler would spend seconds and memory on torch.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,3 +38,25 @@ class Task:
     call: Callable[..., Any]
     args: tuple[Any, ...] = ()
     common: Common | None = None
+
+    def packed(self) -> bytes:
+        """Return what travels of it, for :func:`perform`."""
+        return pickle.dumps((self.call, self.args))
+
+
+def perform(packed: bytes, device: str | None, *common: Any) -> Any:
+    """Do a task on this worker, with what it has in common with others; raises what it raises."""
+    from pipeline.cluster.here import here
+
+    call, args = pickle.loads(packed)
+    return here().perform(call, (*common, *args), device)
+
+
+def unpacked(packed: bytes) -> Any:
+    """Return what was pickled, on this worker."""
+    return pickle.loads(packed)
+
+
+def digest_of(*texts: str) -> str:
+    """Return a few digits that stand for texts in the key of a task."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]

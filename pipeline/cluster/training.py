@@ -11,14 +11,14 @@ from pipeline.cluster.crew import Crew
 from pipeline.cluster.learning import Address, Failed, Source, Unread, train
 from pipeline.cluster.tasks import Common, Task
 from pipeline.console import Talk
-from pipeline.grouping import Group, complete_here, missing
+from pipeline.grouping import Group, complete_here, missing, pieces, refuse
 from pipeline.job import Job
-from pipeline.loading import few
+from pipeline.loading import Room, few
 from pipeline.outcome import Following, Outcome, Run
 from pipeline.runs import Failure, RunTask
 from pipeline.sharing import views_of
 from store import GridStore
-from store.errors import FrostgridError, MissingViews, StorageError
+from store.errors import FrostgridError, InputError, MissingViews, StorageError
 from store.identity import fingerprint
 from store.sharing import Offer
 
@@ -29,6 +29,9 @@ def train_on(crew: Crew, jobs: Sequence[Job], talk: Talk, *, memory: int | None 
     Where the caches lie in a folder, workers read them there and write their runs into the folder of results. Where
     they lie at a URL, each worker copies what it needs of one encoder's, and sends a finished run (about as much as its
     decoder's weights) back to this process, which writes it: then they need no folder of it.
+
+    ``memory`` bytes are what each worker may use on a CPU. Where that is less than any of them could do with, it is
+    raised before anything is trained; where one has less than another, its runs fail there.
     """
     offers: dict[str, Offer] = {}
 
@@ -45,6 +48,8 @@ def train_on(crew: Crew, jobs: Sequence[Job], talk: Talk, *, memory: int | None 
     outcome = Outcome.of(jobs)
     if groups:
         _require(crew, groups)
+        if memory is not None and not crew.gpus:
+            _refuse_too_little(groups, memory)
         runs = [run for group in groups for run in group.runs]
         with Following.shown(jobs, runs, talk, outcome) as following:
             _Training(groups, memory, following).on(crew)
@@ -75,6 +80,20 @@ def _require(crew: Crew, groups: Sequence[Group]) -> None:
         return
     stores = {store.path: None for group in groups for store in (group.first.tokens, group.first.masks)}
     crew.require(folders=[work.results], files=[path / "cache.json" for path in stores])
+
+
+def _refuse_too_little(groups: Sequence[Group], memory: int) -> None:
+    """Raise :class:`InputError` for runs that take more on a CPU, even if nothing is held of the features."""
+    nothing = Room("host", masks=False, nbytes=0)
+    faults: list[InputError] = []
+    for group in groups:
+        jobs = dict(zip((position for position, _ in group.runs), group.tasks(), strict=True))
+        for task in jobs.values():
+            try:
+                pieces(task, group.first.tokens.spec, nothing, memory)
+            except InputError as error:
+                faults.append(error)
+    refuse(faults)
 
 
 @dataclass

@@ -27,7 +27,7 @@ def data() -> None:
 def data_check(study: Study, as_json: bool) -> None:
     """Report sizes, classes, patients, duplicates, and every fault at once. Exit status 2 where there is one."""
     from pipeline.report.tables import check_table
-    from pipeline.workspace import dataset_of
+    from pipeline.study_data import dataset_of
     from stages.tiles.check import check
 
     found = check(dataset_of(study), needs_mpp=study.data.mpp is not None)

@@ -51,5 +51,8 @@ def status(
         print_json(found)
     else:
         for part in status_parts(found):
-            click.echo(part) if isinstance(part, str) else print_table(part)
+            if isinstance(part, str):
+                click.echo(part)
+            else:
+                print_table(part)
     raise_trouble(found)

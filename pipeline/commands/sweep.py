@@ -77,7 +77,8 @@ def sweep(
     """
     from pipeline import sweep_results
     from pipeline.engine import given_weights
-    from pipeline.sweeping import check_jobs, combinations
+    from pipeline.grouping import check_jobs
+    from pipeline.sweeping import combinations
     from pipeline.trainer import train_jobs
     from pipeline.varying import parse_decoders, parse_setting
     from stages.encoders import usable_device

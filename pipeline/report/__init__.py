@@ -15,7 +15,8 @@ from pipeline.report.sheets import Figures, Sheet, as_csv, as_latex, as_markdown
 from pipeline.report.summary import summarise, write_summary
 from pipeline.report.swept import swept
 from pipeline.workspace import Workspace
-from store.durable import make_folder, put_replacing, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import make_folder, put_replacing
 from store.errors import FrostgridError
 
 FORMS = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
@@ -55,9 +56,7 @@ def _galleries(
     for row in summary["results"]:
         try:
             galleries.append(gallery(workspace, by_name[row["encoder"]], pictures))
-        except (
-            FrostgridError
-        ) as error:  # every figure is at hand without the cache, only the pictures are not
+        except FrostgridError as error:  # without a cache, say: every figure is at hand all the same
             lacking[row["encoder"]] = str(error)
             talk.say(f"no pictures of {row['encoder']}: {error}")
     return galleries, lacking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -60,6 +61,7 @@ def page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_unbroken,
     )
     source = files("pipeline.report")
     template = environment.from_string((source / "page.html.j2").read_text(encoding="utf-8"))
@@ -84,6 +86,13 @@ def page(
         repeating=repeating(summary),
         markup=Markup,
     )
+
+
+def _unbroken(value: object) -> object:
+    """Keep per cent signs on the lines of their numbers, but in what is marked as ready for the page."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", value)
 
 
 def _shared(galleries: Sequence[Gallery]) -> dict[str, str]:

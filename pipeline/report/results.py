@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline import engine
-from pipeline.finished import Finished
+from pipeline.finished import Finished, without_weights
 from pipeline.scoresheets import by_class, by_tile, write_csv
 from pipeline.workspace import Workspace
 from stages.training.record import StoredRun
-from store.durable import make_folder, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import make_folder
 from store.errors import InputError, VerificationError
 
 HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
@@ -48,8 +49,7 @@ def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
                 damaged[seed] = error
                 continue
             if run is not None:
-                # one decoder is enough for the gallery: weights of many runs would fill the memory
-                done[seed] = run if not done else replace(run, result=replace(run.result, weights={}))
+                done[seed] = without_weights(run) if done else run  # one decoder is enough for the gallery
         missing = tuple(seed for seed in job.seeds if seed not in done and seed not in damaged)
         results.append(Result(job, done, missing, damaged))
     if not any(result.runs for result in results):

@@ -28,7 +28,8 @@ from stages.metrics import (
     recall,
 )
 from stages.tiles.tiling import Tile
-from store.durable import put_replacing, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import put_replacing
 from store.identity import fingerprint
 
 
@@ -52,7 +53,7 @@ def summarise(
     summary: dict[str, Any] = {
         "study": workspace.study.resolved(),
         "classes": list(workspace.dataset.classes),
-        "images": {name: len(getattr(workspace.split, name)) for name in ("train", "val", "test")},
+        "images": {name: len(images) for name, images in workspace.split.parts()},
         "tiles": {name: len(tiles) for name, tiles in workspace.tiles.items()},
         "results": rows,
         "without_runs": [result.encoder for result in results if not result.runs],

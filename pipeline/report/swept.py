@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.finished import Finished
+from pipeline.recorded import EVERY_RUN, run_folders
 from pipeline.report.ablations import Ablated
 from pipeline.report.results import Result
 from pipeline.report.summary import clusters_of
-from pipeline.sweeping import Variant, variants
+from pipeline.sweeping import variants
 from pipeline.workspace import Workspace
 from stages.evidence import assess
 from store.errors import VerificationError
@@ -27,7 +29,7 @@ def swept(
     """
     own = {run.folder for result in results for run in result.runs.values()}
     damaged = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
-    if {path.parent for path in workspace.results.glob("*/*/seed-*/run.json")} <= own | damaged:
+    if own | damaged >= set(run_folders(workspace.results, EVERY_RUN)):
         return [], []
     try:
         found = variants(workspace, seeds)
@@ -35,7 +37,7 @@ def swept(
         return [], [f"No ablations are shown, as one of the runs is damaged: {error}"]
     base = next((one for one in found if any(run.folder in own for run in one.runs.values())), None)
     usual = {} if base is None else _settings(base)
-    groups: dict[tuple[str, str], dict[str, Variant]] = {}
+    groups: dict[tuple[str, str], dict[str, Finished]] = {}
     for one in found:
         settings = _settings(one)
         for factor in settings:
@@ -58,11 +60,11 @@ def swept(
     ], []
 
 
-def _settings(one: Variant) -> dict[str, str]:
+def _settings(one: Finished) -> dict[str, str]:
     return {DECODER: one.decoder, **one.factors}
 
 
-def _value(one: Variant, factor: str, settings: Mapping[str, str], found: Sequence[Variant]) -> str:
+def _value(one: Finished, factor: str, settings: Mapping[str, str], found: Sequence[Finished]) -> str:
     """Name a value; a decoder with its options where it was trained with several."""
     options = {name: value for name, value in settings.items() if name.startswith(OPTIONS) and value}
     if factor != DECODER or not options:
@@ -76,7 +78,7 @@ def _value(one: Variant, factor: str, settings: Mapping[str, str], found: Sequen
     return " ".join([one.decoder, *([f"({', '.join(said)})"] if said else [])])
 
 
-def _ablated(workspace: Workspace, factor: str, value: str, line: str, one: Variant) -> Ablated:
+def _ablated(workspace: Workspace, factor: str, value: str, line: str, one: Finished) -> Ablated:
     clusters, _ = clusters_of(workspace.tiles["test"])
     interval = assess({line: one.test_counts}, clusters).mean[line]
     return Ablated(

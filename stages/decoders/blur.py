@@ -45,8 +45,7 @@ def _fused() -> bool:
 
 
 def _kernel(like: torch.Tensor) -> torch.Tensor:
-    taps = like.new_full(
-        (4,), 0.75
-    )  # in place, since a copy to a GPU would keep the step from being recorded
+    # Filled in place, since a copy to a GPU would keep the step from being recorded.
+    taps = like.new_full((4,), 0.75)
     taps[::3] = 0.25
     return torch.outer(taps, taps).expand(like.shape[1], 1, 4, 4)

@@ -84,9 +84,8 @@ class Plugin(installed.Plugin):
 
 def _try(module: nn.Module, geometry: Geometry) -> None:
     tokens = torch.empty(1, geometry.width_in, *geometry.grid, device="meta")
-    with torch.device(
-        "cpu"
-    ):  # what is made on no device in particular is there when the decoder is on another, too
+    # What is made on no device in particular is there when the decoder is on another, too.
+    with torch.device("cpu"):
         module(tokens).sum().backward()
     module.zero_grad()
 

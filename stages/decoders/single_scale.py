@@ -13,9 +13,8 @@ from stages.decoders.options import Choice, Option, Whole
 from stages.decoders.upsampling import UPSAMPLING
 from store.errors import InputError
 
-EXTRA_DOUBLINGS = (
-    2  # beyond the tile's own resolution: each costs four times the arithmetic of the one before
-)
+# Beyond the tile's own resolution: each costs four times the arithmetic of the one before.
+EXTRA_DOUBLINGS = 2
 
 
 class SingleScaleDecoder(nn.Module):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from stages.slides.mapping import BAND_ROWS, Band
 from stages.tiles.dataset import IGNORE
-from store.durable import put_replacing, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import put_replacing
 from store.errors import VerificationError
 
 

@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from stages.slides.source import Level, check_whole, content_identity, level_of, one_mpp
-from stages.tiles.images import reading
+from stages.tiles.images import reading, refuse_turned, tiff_orientation
 from store.errors import InputError
 
 _EXPORT = "Export it as 8-bit RGB, in one page or as a pyramid."
@@ -84,6 +84,7 @@ class TiffSource:
             raise InputError("the file holds no image", where=self.path, remedy="Copy or download it again.")
         series = self._tiff.series[0]
         page = series.levels[0].keyframe
+        refuse_turned(self.path, tiff_orientation(page))
         photometric = tifffile.PHOTOMETRIC(page.photometric).name
         if photometric not in ("RGB", "YCBCR") or series.axes not in ("YXS", "SYX"):
             raise InputError(

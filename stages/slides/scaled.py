@@ -16,9 +16,8 @@ from store.errors import InputError
 
 _STRIP_PIXELS = 1 << 22  # of a level that are decoded at a time for a small picture of the slide
 _AS_FINE = 1 + 1e-6
-SMALLEST_STEP = (
-    1 / 32
-)  # pixels of level 0 a map pixel; below it would be magnified beyond all sense, and all memory
+# Pixels of level 0 a map pixel; below it would be magnified beyond all sense, and all memory.
+SMALLEST_STEP = 1 / 32
 _REACH = 3  # pixels beyond a square that its resampling touches, at most
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,12 +62,16 @@ class KeptTokens:
 
     A grid is known by the sha256 of its window's pixels, so that neither another slide nor another resolution can be
     mistaken for it. What another process is writing just now is encoded, and not kept twice.
+
+    A slide makes a part a row of windows, so that a store may have tens of thousands of them: those that were found
+    whole once are not looked at again.
     """
 
     def __init__(self, batches: Callable[[], Batches], store: GridStore) -> None:
         self._encoded = EncodedTokens(batches)
         self._store = store
-        self._reader: GridReader | None = None  # kept: a slide makes a part a row of windows
+        self._readers: dict[str, GridReader] = {}  # by the sha256 of the windows that they have
+        self._whole: set[str] = set()  # names of parts
         self.kept = 0
 
     @property
@@ -82,26 +86,34 @@ class KeptTokens:
         for window, name, digest in zip(windows, names, digests, strict=True):
             rows[digest] = ViewRow(digest, 0, name, digest)
             pixels[digest] = window
-        reader = self._store.reader() if self._reader is None else self._reader
-        missing = set(reader.missing([row.key for row in rows.values()]))
+        if not self._readers:
+            self._look()
         before = self.encoded
+        missing = [row for digest, row in rows.items() if digest not in self._readers]
         if missing:
-            wanted = [row for row in rows.values() if row.key in missing]
-            for task in self._store.plan(wanted, can_make=lambda row: row.tile in pixels):
-                with self._store.lease(task) as mine:
-                    if mine:
-                        made = self._encoded.of(
-                            [pixels[row.tile] for row in task.rows], [row.name for row in task.rows]
-                        )
-                        self._store.write(task, ((grid, None) for grid in made))
-            reader = self._store.reader()
-        self._reader = reader
+            self._make(missing, pixels)
+            self._look()
         for digest, window, name in zip(digests, windows, names, strict=True):
-            if (key := ViewKey(digest, 0)) in reader:
-                yield reader.read(key)
+            if (reader := self._readers.get(digest)) is not None:
+                yield reader.read(ViewKey(digest, 0))
             else:
                 yield from self._encoded.of([window], [name])
         self.kept += len(windows) - (self.encoded - before)
+
+    def _make(self, rows: Sequence[ViewRow], pixels: Mapping[str, Pixels]) -> None:
+        """Encode what is not claimed by another process into the store; ``pixels`` by their sha256."""
+        for task in self._store.plan(rows, can_make=lambda row: row.tile in pixels, besides=self._whole):
+            with self._store.lease(task) as mine:
+                if mine:
+                    windows, names = [pixels[row.tile] for row in task.rows], [row.name for row in task.rows]
+                    self._store.write(task, ((grid, None) for grid in self._encoded.of(windows, names)))
+
+    def _look(self) -> None:
+        """Take in what the parts hold that were not whole, or not there, when they were last looked at."""
+        reader = self._store.reader(besides=self._whole)
+        self._whole |= reader.whole_parts()
+        for key in reader.views():
+            self._readers.setdefault(key.tile, reader)
 
 
 def kept_identity(encoder: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"}) | TIFF_SUFFIXES
 
 _EXPORT_RGB = "Export it as 8-bit RGB (PNG, JPEG or TIFF)."
 _FETCH_AGAIN = "Re-download or re-export it."
+_ORIENTATION = 274  # the tag of TIFF and EXIF
+_UPRIGHT = 1
 
 
 class TiffImage(NamedTuple):
@@ -66,9 +69,8 @@ def reading(path: Path) -> Iterator[None]:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Return an image file as (H, W, 3) uint8 RGB, C-contiguous.
 
-    8-bit RGB, RGBA (alpha is dropped) and palette PNG are read; orientation tags are not applied, as masks are drawn
-    on the stored pixels. Raises ``InputError`` naming the file for grey, 16-bit, CMYK, multi-page, truncated and
-    missing files.
+    8-bit RGB, RGBA (alpha is dropped) and palette PNG are read. Raises ``InputError`` naming the file for grey, 16-bit,
+    CMYK, multi-page, truncated and missing files, and for those to be shown turned (see :func:`refuse_turned`).
     """
     with reading(path):
         if path.suffix.lower() in TIFF_SUFFIXES:
@@ -79,11 +81,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
                 raise InputError(
                     f"the image is {_mode_words(image.mode)}, not RGB", where=path, remedy=_EXPORT_RGB
                 )
-            return np.array(image.convert("RGB") if image.mode != "RGB" else image)
+            pixels = np.array(image.convert("RGB") if image.mode != "RGB" else image)
+            refuse_turned(path, exif_orientation(image))
+            return pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (H, W) of an image file from its header, without decoding its pixels. Raises as ``read_image``."""
+    """Return (H, W) of an image file from its header, without decoding its pixels.
+
+    Raises ``InputError`` for a file that is missing, damaged or none of an image.
+    """
     with reading(path):
         if path.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(path) as tiff:
@@ -93,14 +100,44 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
 
 
+def exif_orientation(image: Image.Image) -> Any:
+    """Return what the EXIF or XMP data of a decoded image say of its orientation; None where they do not say it."""
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):  # illegible to other programs, too
+        return None
+
+
+def tiff_orientation(page: Any) -> Any:
+    """Return the orientation of a page of a TIFF file, None where it has none."""
+    return page.tags.valueof(_ORIENTATION)
+
+
+def refuse_turned(path: Path, orientation: Any) -> None:
+    """Raise ``InputError`` for an image that is to be shown turned or mirrored, as its orientation tag says.
+
+    Some programs show it so and others do not, so that nobody can tell from its mask or its annotations to which of
+    the two they were drawn.
+    """
+    if orientation not in (None, 0, _UPRIGHT):  # 0 is what some write who do not know it
+        raise InputError(
+            f"its pixels are stored turned or mirrored (orientation {orientation}, where {_UPRIGHT} is upright), which "
+            "not all programs heed, so that it is not clear how masks and annotations lie on it",
+            where=path,
+            remedy="Store it upright (mogrify -auto-orient), or remove the tag (exiftool -Orientation=) where masks "
+            "and annotations were drawn in a program that ignores it.",
+        )
+
+
 def read_tiff(path: Path) -> TiffImage:
     """Return the one image of a TIFF file, channels last, after checking that every byte of it is in the file.
 
-    A pyramid gives its full resolution. Raises ``InputError`` for several images and for missing strips or tiles,
-    which decoders would fill with zeros.
+    A pyramid gives its full resolution. Raises ``InputError`` for several images, for missing strips or tiles, which
+    decoders would fill with zeros, and for an image to be shown turned (see :func:`refuse_turned`).
     """
     with tifffile.TiffFile(path) as tiff:
         page = _only_page(path, tiff)
+        refuse_turned(path, tiff_orientation(page))
         size = path.stat().st_size
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             if count == 0 or offset + count > size:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.tiles.dataset import IGNORE, raise_all
-from stages.tiles.images import TIFF_SUFFIXES, png_header, read_tiff, reading
+from stages.tiles.images import TIFF_SUFFIXES, exif_orientation, png_header, read_tiff, reading, refuse_turned
 from store.errors import InputError
 
 LABEL_SUFFIXES = frozenset({".png"}) | TIFF_SUFFIXES
@@ -91,7 +91,7 @@ def read_label_mask(path: Path, classes: ClassMap) -> NDArray[np.uint8]:
 
     8- and 16-bit grey PNG and TIFF give their values; palette files give their indices (or their colours, where the
     class table has colours only); RGB files their colours, alpha allowed where it is opaque. Raises ``InputError``
-    naming the file, and each unknown label with its pixels.
+    naming the file, and each unknown label with its pixels, and for a mask to be shown turned.
     """
     with reading(path):
         array = _tiff_labels(path) if path.suffix.lower() in TIFF_SUFFIXES else _png_labels(path, classes)
@@ -136,6 +136,7 @@ def _png_labels(path: Path, classes: ClassMap) -> NDArray[np.uint8 | np.uint16]:
     if header is None:
         raise InputError("the mask is not a PNG file", where=path, remedy="Export masks as PNG or TIFF.")
     with Image.open(path, formats=("PNG",)) as image:
+        refuse_turned(path, exif_orientation(image))
         if header.colour == 3:
             return np.array(image if classes.numbers else image.convert("RGB"))
         if header.colour == 0 and header.bits in (1, 8, 16):

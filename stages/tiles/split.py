@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stages.tiles.dataset import SPLITS, ImageRecord, raise_all
 from stages.tiles.images import reading
 from stages.tiles.split_search import Candidate, assign, search
-from store.durable import put_replacing, storage_errors
+from store.disk_errors import storage_errors
+from store.durable import put_replacing
 from store.errors import InputError
 
 FORMAT = "frostgrid-split-1"

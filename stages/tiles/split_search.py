@@ -13,9 +13,8 @@ Score = tuple[int, float]
 _STEPS_PER_IMAGE = 100
 _MOST_STEPS = 6_000
 _MOST_DEAD_ENDS = 200_000
-_CROWDING = (
-    0.02  # weight of having few patients on a side, against squared Hellinger distances of class shares
-)
+# Weight of having few patients on a side, against squared Hellinger distances of class shares.
+_CROWDING = 0.02
 
 
 @dataclass(frozen=True)

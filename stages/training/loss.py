@@ -9,9 +9,8 @@ import torch
 
 from stages.tiles.dataset import IGNORE
 
-FOCUS = (
-    2  # the exponent of the focal loss: the best of its paper, Lin et al. 2017, arXiv:1708.02002, table 1b
-)
+# The exponent of the focal loss: the best of its paper, Lin et al. 2017, arXiv:1708.02002, table 1b.
+FOCUS = 2
 
 
 @dataclass(frozen=True)

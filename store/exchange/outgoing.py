@@ -12,17 +12,10 @@ from typing import IO, Any, cast
 
 import h5py
 
-from store.durable import (
-    commit_exclusive,
-    make_folder,
-    new_partial,
-    storage_error,
-    storage_errors,
-    sweep,
-    sync_file,
-    sync_folder,
-)
+from store.disk_errors import storage_error, storage_errors
+from store.durable import commit_exclusive, make_folder, new_partial, sync_file, sync_folder
 from store.errors import ImpossiblePath, InputError, StorageError
+from store.sweeping import sweep
 
 # Superblock, headers and chunk indices of this version carry checksums; HDF5 1.10 (2016) and later read it.
 CHECKSUMMED = ("v110", "v110")
@@ -57,9 +50,8 @@ def new_file(path: Path) -> Iterator[Path]:
             if not commit_exclusive(partial, path):
                 raise _taken(path)
     finally:
-        with suppress(
-            OSError
-        ):  # where nothing can be written there is nothing to remove, and the reason is told
+        # Where nothing can be written there is nothing to remove, and the reason is told.
+        with suppress(OSError):
             partial.unlink()
 
 

@@ -8,15 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from store.disk_errors import storage_errors
 from store.documents import read_bytes
-from store.durable import (
-    commit_exclusive,
-    make_folder,
-    new_partial,
-    storage_errors,
-    sync_folder,
-    write_all,
-)
+from store.durable import commit_exclusive, make_folder, new_partial, sync_folder, write_all
 from store.errors import AccessError, MissingViews, StorageError
 from store.places.place import Content
 

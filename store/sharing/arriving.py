@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from store.durable import storage_errors, write_all
+from store.disk_errors import storage_errors
+from store.durable import write_all
 from store.errors import DamagedGrid, MissingViews, StorageError
 from store.parts import Part
 from store.places.place import Place

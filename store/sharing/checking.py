@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from store.durable import storage_errors
+from store.disk_errors import storage_errors
 from store.errors import FrostgridError, MissingViews
 from store.grids import GridStore
 from store.parts import Part

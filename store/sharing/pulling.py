@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.durable import new_partial, storage_errors, sweep
+from store.caches import put_cache
+from store.disk_errors import storage_errors
+from store.durable import new_partial
 from store.errors import FrostgridError, IdentityMismatch, InputError
-from store.grids import GridStore, put_cache
+from store.grids import GridStore
 from store.parts import Part, create_part, load_part, part_folders
 from store.places.place import Place
 from store.records import ShardRecord
@@ -18,6 +20,7 @@ from store.sharing.arriving import fetch_shard
 from store.sharing.offers import Offer, OfferedPart
 from store.sharing.work import Copied, Work, raise_faults
 from store.sizes import file_size
+from store.sweeping import sweep
 from store.writer import commit
 
 

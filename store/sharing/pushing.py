@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
+from store.caches import cache_group, within_a_cache
 from store.documents import read_bytes
 from store.errors import FrostgridError, IdentityMismatch, VerificationError
-from store.grids import GridStore, cache_group, within_a_cache
+from store.grids import GridStore
 from store.parts import Part, load_part, part_folders
 from store.places.local_place import LocalPlace
 from store.places.place import Place

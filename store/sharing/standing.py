@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from store.durable import storage_errors
+from store.disk_errors import storage_errors
 from store.errors import DamagedGrid, InputError, MissingViews, VerificationError
 from store.parts import Part, parse_part
 from store.places.place import UNKNOWN, Content, Place
@@ -79,10 +79,8 @@ class StandingPart:
         """
         open_records, single = list(records), self._place.batch_files == 1
         left: set[str] = set()
-        for look in (
-            single,
-            not single,
-        ):  # a batch is refused as a whole, so it is tried before anything is asked
+        # A batch is refused as a whole, so it is tried before anything is asked.
+        for look in (single, not single):
             if look:
                 open_records = [record for record in open_records if not self._finished_meanwhile(record)]
             left = set(self._place.send(self._pairs(open_records), new=True)) if open_records else set()
@@ -104,7 +102,9 @@ class StandingPart:
         if found is None:
             found = self._sealed().get(shard)
             self.sealed = found is not None
-        if found is not None:
+        if found is None:
+            self.listed.pop(shard, None)
+        else:
             self.listed[shard] = found
         return found
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from store.durable import put_folder, storage_errors, sweep
+from store.disk_errors import storage_errors
+from store.durable import put_folder
 from store.errors import InputError, NoCache, StorageError, VerificationError
 from store.grids import GridStore
 from store.int8 import MAX_ERROR
@@ -29,6 +30,7 @@ from store.sharing.pulling import part_here
 from store.sharing.pushing import describe
 from store.sharing.standing import StandingPart
 from store.sharing.work import Work
+from store.sweeping import sweep
 from store.writer import write_shard
 
 

@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import torch
 
+from pipeline.cluster import here as worker
 from pipeline.cluster.here import here
 from store.errors import InputError, StorageError
 
 
-def nothing(_number: int) -> None:
+def dask_setup(_worker: object) -> None:
+    """Let a worker that loads this module at its start be quick to find that it does not see a file."""
+    worker.LATE_S = 1.0
+
+
+def nothing() -> None:
     """Do nothing."""
+
+
+def same(value: object) -> object:
+    """Return what it is given."""
+    return value
 
 
 def note(folder: Path, name: str, seconds: float = 0.0) -> str:
     """Leave a line that says who did ``name``, before and after taking ``seconds``; return ``name``."""
+    return _between(folder, name, lambda: time.sleep(seconds))
+
+
+def held(folder: Path, name: str) -> str:
+    """As ``note``, but take until there is a file ``go``."""
+
+    def wait() -> None:
+        while not (folder / "go").exists():
+            time.sleep(0.02)
+
+    return _between(folder, name, wait)
+
+
+def _between(folder: Path, name: str, work: Callable[[], None]) -> str:
     with (folder / f"{os.getpid()}.log").open("a") as file:
         file.write(f"begin {name}\n")
         file.flush()
-        time.sleep(seconds)
+        work()
         file.write(f"end {name}\n")
     return name
 
@@ -34,6 +60,8 @@ def fail(folder: Path, name: str, kind: str) -> None:
         raise InputError("The image is empty", where="a.png", remedy="Remove it.")
     if kind == "storage":
         raise StorageError("The disk is full", where="/data", remedy="Free some space.")
+    if kind == "timeout":
+        raise TimeoutError("nobody answers")  # of somebody else, not of the scheduler
     raise ZeroDivisionError("by zero")
 
 
@@ -41,6 +69,15 @@ def die(folder: Path, name: str) -> None:
     """Leave a line and end the process."""
     note(folder, name)
     os.kill(os.getpid(), 9)
+
+
+def die_once(folder: Path, name: str) -> str:
+    """End the process in the middle of the task, but let another one do it."""
+    died = folder / f"{name}.died"
+    if not died.exists():
+        died.touch()
+        die(folder, name)
+    return note(folder, name)
 
 
 def around() -> tuple[int, int, str, bool]:

@@ -31,12 +31,19 @@ from stages.tiles.views import view_sha256
 
 GRID = TokenGrid(3, 4, 4)
 
+def allowed(folder):
+    limit = folder / "limit"
+    done = sum(len(log.read_text().split()) for log in folder.glob("*.log"))
+    return not limit.exists() or done < int(limit.read_text())
+
 class Loaded:
     name, parameters, grid = "counted", 0, GRID
     identity, provenance = {"revision": 1, "compute_dtype": "float32"}, {"package": "counted 1.0"}
 
     def encode(self, views):
         folder = Path(os.environ["COUNTED"])
+        while not allowed(folder):
+            time.sleep(0.02)
         names = [view_sha256(view.permute(1, 2, 0).numpy()) for view in views]
         with open(folder / f"{os.getpid()}.log", "a") as log:
             log.writelines(f"{name}\\n" for name in names)
@@ -97,6 +104,15 @@ class Bench:
     def slow(self, seconds: float) -> None:
         """Let every batch take so long, from now on."""
         (self.logs / "slow").write_text(str(seconds))
+
+    def limit(self, views: int | None) -> None:
+        """Let the encoder wait once so many views are encoded, in all processes; None for as many as there are."""
+        limit, new = self.logs / "limit", self.logs / "limit.new"
+        if views is None:
+            limit.unlink(missing_ok=True)
+        else:
+            new.write_text(str(views))
+            new.replace(limit)
 
     def refuse(self, view: str) -> None:
         """Let the encoder fail for the view of this sha256; "" for none."""

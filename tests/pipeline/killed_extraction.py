@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import engine
@@ -69,8 +70,10 @@ def _reached(cache: Path, enough: int, seconds: float) -> Callable[[], bool]:
     since: list[float] = []
 
     def act() -> bool:
-        if not since and shards(cache) >= enough:
-            since.append(time.monotonic())
+        # What is looked through may go meanwhile: the child renames folders.
+        with suppress(FileNotFoundError):
+            if not since and shards(cache) >= enough:
+                since.append(time.monotonic())
         return bool(since) and time.monotonic() >= since[0] + seconds
 
     return act

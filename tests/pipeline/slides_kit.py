@@ -14,28 +14,12 @@ from typing import Any
 
 from cachekit import Home
 from slide_kit import Disc, write_slide
+from studykit import FOLDER
 
 RED, GREEN = (180, 60, 60), (60, 180, 60)
 
-STUDY = """
-[data]
-kind = "folder"
-root = "{root}"
-tile_px = 32
-image_mpp = 1.0
-classes = {{ Red = [0], Green = [1] }}
-split = {{ train = 3, val = 1, test = 2, seed = 0 }}
-[views]
-per_tile = 2
-[encoders]
-names = ["stain"]
-[train]
-decoder = "linear"
-epochs = 30
-validate_every = 10
-lr = 3e-2
-seeds = 1
-"""
+QUICK = FOLDER.replace("tile_px = 32", "tile_px = 32\nimage_mpp = 1.0")
+STUDY = QUICK.replace("epochs = 2\nvalidate_every = 1", "epochs = 30\nvalidate_every = 10\nlr = 3e-2")
 
 
 def trained(folder: Path, text: str = STUDY) -> Home:

@@ -32,9 +32,10 @@ from studykit import FOLDER, frostgrid, write_folder, write_study
 
 from pipeline.cluster import extracting
 from pipeline.cluster.connecting import connected
-from pipeline.cluster.extraction import ShardsFailed
+from pipeline.cluster.shards import ShardsFailed
 from pipeline.console import Talk
-from pipeline.journal import read_journals
+from pipeline.journal import journal_of
+from pipeline.journal_reading import read_journals
 from stages.batching import Batches
 from stages.encoders import load_encoder
 from store import GridStore, verify
@@ -81,6 +82,7 @@ def cluster(bench: Bench, server: S3, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(autouse=True)
 def fresh(bench: Bench) -> None:
     bench.slow(0)
+    bench.limit(None)
     bench.refuse("")
     bench.encoded()
 
@@ -135,7 +137,7 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_finished(
     status = store_of(tmp_path / "cache", "counted").status()
     assert status.views_done == VIEWS - SHARD
     results = bench.folder / "runs" / "counting"
-    until(lambda: bool(read_journals(results).failed), seconds=20)  # which is written now and then
+    journal_of(results).flush()
     assert [name.rpartition("/")[2] for _, name in read_journals(results).failed] == ["2"]
     tried = bench.encoded()
     assert max(tried.values()) == 3 and sum(count > 1 for count in tried.values()) <= SHARD
@@ -197,16 +199,18 @@ def test_a_worker_and_then_the_scheduler_are_killed_and_only_what_was_under_way_
     bench: Bench, alone: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    bench.slow(0.25)
+    bench.limit(4 * SHARD - 2)
     with RealCluster(tmp_path / "cluster", environment=bench.environment) as cluster:
         doing = Doing(bench.extract, cache, cluster.address)
         until(lambda: shards(cache) >= 2, doing)
         cluster.kill_worker(0)
+        bench.limit(7 * SHARD - 2)  # fewer than there are
         until(lambda: shards(cache) >= 4, doing)
         cluster.kill_scheduler()
         with pytest.raises(StorageError, match=r"scheduler .* gone"):
             doing.result()
         cluster.stop()
+        bench.limit(None)
         counts = bench.encoded()
         assert sum(counts.values()) - len(counts) <= SHARD  # the shard of the worker that was killed
         cluster.start_scheduler()

@@ -24,7 +24,8 @@ from pipeline import engine
 from pipeline.cluster.learning import Address, Source
 from pipeline.grouping import PROCESS_BYTES
 from pipeline.job import Job
-from pipeline.journal import journal_of, read_journals
+from pipeline.journal import journal_of
+from pipeline.journal_reading import read_journals
 from pipeline.study import read_study
 from pipeline.sweeping import combinations
 from pipeline.tilesets import TileSet
@@ -85,7 +86,7 @@ def job_of(home: Home) -> Job:
     return combinations(work, [], [], 1, None)[0]
 
 
-def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
+def eventually(true: Callable[[], bool], seconds: float = 300) -> None:
     ends = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < ends
@@ -173,12 +174,7 @@ def test_workers_without_a_shared_folder_copy_features_once_and_send_the_runs_ba
 
 def test_a_worker_that_is_killed_costs_the_run_it_had(copy: Home, cluster: RealCluster) -> None:
     alone, there = copy.folder / "alone", copy.folder / "there"
-
-    def kill() -> None:
-        cluster.kill_worker(0)
-        del cluster.workers[0]
-
-    with finished_tasks(cluster) as tasks, meanwhile(lambda: len(written(there)) >= 2, kill):
+    with finished_tasks(cluster) as tasks, meanwhile(lambda: len(written(there)) >= 1, cluster.kill_worker):
         done = copy.run("sweep", *LONG, "--runs", there, "--scheduler", cluster.address, "--json")
     cluster.start_worker()
     assert parsed(done)["trained"] == 6
@@ -242,9 +238,8 @@ def test_memory_is_a_limit_for_each_worker(copy: Home, cluster: RealCluster) -> 
     assert pieces == [1, 1]
     assert weights(copy.folder / "alone") == weights(copy.folder / "there")
     little = ("--max-memory", "400MiB", "--runs", copy.folder / "little")
-    refused(
-        copy.run("train", *little, "--scheduler", cluster.address), "on a single tile takes about", status=1
-    )
+    refused(copy.run("train", *little, "--scheduler", cluster.address), "on a single tile takes about")
+    assert not (copy.folder / "little" / "small" / "stain").exists()  # nothing was tried
 
 
 def test_a_task_stays_small_however_many_tiles_a_study_has(copy: Home) -> None:
@@ -271,12 +266,12 @@ def test_a_scheduler_that_is_killed_ends_the_command_and_the_next_goes_on(
 ) -> None:
     there = copy.folder / "there"
     at = ("--runs", there, "--scheduler", cluster.address)
-    with meanwhile(lambda: len(written(there)) >= 2, cluster.kill_scheduler):
+    with meanwhile(lambda: len(written(there)) >= 1, cluster.kill_scheduler):
         done = copy.run("sweep", *LONG, *at)
     refused(done, "scheduler", "is gone", "What is finished is kept", status=1)
     cluster.stop()
     kept = written(there)
-    assert 2 <= len(kept) < 6
+    assert 1 <= len(kept) < 6
     cluster.start_scheduler()
     for _ in range(2):
         cluster.start_worker()

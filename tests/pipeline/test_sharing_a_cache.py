@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -205,21 +206,22 @@ def test_a_url_that_cannot_be_used_is_refused_before_anything_is_computed(
 def test_two_trainings_at_once_end_in_the_same_runs(study: Path, tmp_path: Path) -> None:
     assert run(study, tmp_path, "extract").exit_code == 0
 
-    def started(runs: str) -> subprocess.Popen[str]:
-        command = [
-            *(sys.executable, "-c", "from pipeline.cli import main; main()", "train", str(study), "--seeds"),
-            *("3", "--cache", str(tmp_path / "cache"), "--runs", str(tmp_path / runs)),
-        ]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    train = ("train", study, "--seeds", "3", "--cache", tmp_path / "cache", "--runs")
+    as_many_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+    def started() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", "from pipeline.cli import main; main()", *train, tmp_path / "runs"]
+        return subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=as_many_threads)
 
     def decoders(runs: str) -> dict[str, bytes]:
         found = (tmp_path / runs).glob("small/stain/linear/seed-*/decoder.safetensors")
         return {path.parent.name: path.read_bytes() for path in found}
 
-    for processes in ([started("runs"), started("runs")], [started("alone")]):
-        for process in processes:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said
+    processes = [started(), started()]
+    assert frostgrid(*train, tmp_path / "alone").exit_code == 0
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
     assert len(decoders("runs")) == len(list(tmp_path.glob("runs/small/stain/linear/seed-*"))) == 3
     assert decoders("runs") == decoders("alone")
 

@@ -134,6 +134,31 @@ def test_what_is_there_is_kept_and_what_was_changed_is_made_again(
     assert (tifffile.imread(tmp_path / "disc" / "map.ome.tif") != 255).all()
 
 
+def test_a_map_with_probabilities_serves_who_asks_for_none(
+    mapped: Path, run: Path, slide: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(mapped, tmp_path / "disc")
+    command = ("predict", run, slide, "--output", tmp_path, "--json")
+    assert parsed(frostgrid(*command))[0]["state"] == "kept"
+    assert (tmp_path / "disc" / "probabilities.zarr").is_dir()
+    shutil.rmtree(tmp_path / "disc" / "probabilities.zarr")
+    assert parsed(frostgrid(*command))[0]["state"] == "kept"
+    again = frostgrid(*command, "--probabilities")
+    assert parsed(again)[0]["state"] == "done" and "a file there was changed" in again.stderr
+    same(tmp_path / "disc", mapped)
+
+
+def test_what_a_newer_version_made_is_left_to_it(
+    mapped: Path, run: Path, slide: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(mapped, tmp_path / "disc")
+    record = tmp_path / "disc" / "slide.json"
+    record.write_text(record.read_text(encoding="utf-8").replace("frostgrid-slide/1", "frostgrid-slide/2"))
+    refused(frostgrid("predict", run, slide, "--output", tmp_path), "newer than this version", "Update")
+    record.rename(tmp_path / "record")
+    same(tmp_path / "disc", mapped)
+
+
 def test_with_a_cache_another_decoder_on_the_same_slide_costs_no_encoder(
     mapped: Path, learned: Home, slide: Path, tmp_path: Path
 ) -> None:

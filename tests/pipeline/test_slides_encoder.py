@@ -10,7 +10,7 @@ from cachekit import Home, parsed, refused
 from encoder_rows import timm_model, tiny, write_row
 from packagekit import Packages
 from safetensors.torch import save_file
-from slides_kit import STUDY, coloured_slide, run_of
+from slides_kit import QUICK, coloured_slide, run_of
 from studykit import frostgrid, write_folder
 
 STATE = timm_model(tiny()).state_dict()
@@ -25,8 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     save_file(OTHER, folder / "wrong.safetensors")
     coloured_slide(folder / "disc.tif", (400, 300), [(200.0, 150.0, 120.0)], levels=(1,))
     row = json.dumps(write_row(folder, tiny()))
-    text = STUDY.replace('["stain"]', f"[{row}]".replace("{", "{{")).replace("epochs = 30", "epochs = 2")
-    made = Home(folder, text=text.replace("validate_every = 10", "validate_every = 2"))
+    made = Home(folder, text=QUICK.replace('["stain"]', f"[{row}]".replace("{", "{{")))
     done = made.run("run", "--weights", folder / "right.safetensors")
     assert done.exit_code == 0, done.output
     return made
@@ -105,8 +104,7 @@ def test_a_run_of_an_installed_decoder_wants_the_version_it_was_trained_with(
 ) -> None:
     entries = "[frostgrid.decoders]\nmine = ours\n"
     packages.install("ours", DECODER, entries=entries)
-    text = STUDY.replace('"linear"', '"mine"').replace("epochs = 30", "epochs = 2")
-    made = Home(tmp_path, text=text.replace("validate_every = 10", "validate_every = 2"))
+    made = Home(tmp_path, text=QUICK.replace('"linear"', '"mine"'))
     assert made.run("run").exit_code == 0
     slide = coloured_slide(tmp_path / "disc.tif", (300, 200), [(150.0, 100.0, 80.0)], levels=(1,))
     command = ("predict", run_of(made, "mine"), slide, "--output", tmp_path / "out")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cachekit import Home, parsed, refused
 from PIL import Image
-from slides_kit import STUDY, run_of, trained
+from slides_kit import QUICK, STUDY, run_of, trained
 from studykit import frostgrid, write_folder, write_study
 
 from stages.training.record import load_run
+from store.errors import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_images_of_a_tiles_size_get_the_very_counts_of_the_run(tmp_path: Path) -> None:
     write_folder(tmp_path / "data", px=32)
-    home = Home(tmp_path, text=STUDY.replace("epochs = 30", "epochs = 2").replace("= 10\nlr", "= 1\nlr"))
+    home = Home(tmp_path, text=QUICK)
     assert home.run("run").exit_code == 0
     run = run_of(home)
     done = frostgrid("evaluate", run, home.study, "--split", "test", "--output", tmp_path / "out", "--json")
@@ -136,11 +139,73 @@ def test_a_run_without_mpp_takes_data_that_gives_a_scale(home: Home, tmp_path: P
     assert sum(int(row["truth"]) for row in rows(tmp_path / "out" / "tiles.csv")) == 2 * 40 * 40
 
 
-def test_a_damaged_image_is_named(learned: Home, tmp_path: Path) -> None:
+def test_the_scores_of_the_others_are_kept_where_an_image_is_damaged(learned: Home, tmp_path: Path) -> None:
+    root, out = write_folder(tmp_path / "other", images=4), tmp_path / "out"
+    command = ("evaluate", run_of(learned), root, "--output", out)
+    whole = parsed(frostgrid(*command, "--json"))
+    every = rows(out / "tiles.csv")
+    (root / "images" / "i3.png").write_bytes(b"x")
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / "masks" / "i1.png")
+    done = frostgrid(*command, "--json")
+    told = parsed(done, 2)
+    assert (whole["images"], whole["unscored"], whole["errors"]) == (4, [], [])
+    assert (told["images"], told["unscored"]) == (2, ["i1", "i3"])
+    assert rows(out / "tiles.csv") == [row for row in every if row["tile"] in ("i0", "i2")]
+    assert sum(int(row["truth"]) for row in rows(out / "results.csv")) == 2 * 40 * 40
+    for words, error in zip(("its image 40 × 40 px", "i3.png"), told["errors"], strict=True):
+        assert words in error
+    refused(done, *told["errors"], "2 of 4 images scored", "i1, i3")
+    assert "2 of 4 images" in frostgrid(*command).stdout
+
+
+def test_what_goes_wrong_later_leaves_the_scores_that_were_made(learned: Home, tmp_path: Path) -> None:
+    from pipeline.console import Talk
+    from pipeline.slide_evaluation import evaluated, labelled_data
+    from pipeline.slide_runs import TrainedRun
+    from pipeline.slide_windows import Backbone, Windows
+    from stages.slides.tokens import Tokens
+
+    class FullDisk(Backbone):
+        """Gives the tokens of ``left`` images of one window; then the disk of their cache is full."""
+
+        encoded = kept = left = 0
+
+        def tokens(self, cache: Path | None) -> Tokens:
+            self.inner = super().tokens(cache)
+            return self
+
+        def of(self, windows: Any, names: Any) -> Any:
+            if not self.left:
+                raise StorageError("The disk is full", remedy="Free some space.")
+            self.left -= 1
+            return self.inner.of(windows, names)
+
+    device, talk, run = torch.device("cpu"), Talk(quiet=True), TrainedRun(run_of(learned))
+    disk = FullDisk(run, talk, device=device, weights=None, dtype="auto", batch=None)
+    windows = Windows(run, disk, device, 1)
+    work = labelled_data(run, write_folder(tmp_path / "other", images=3, px=32), 1)
+    disk.left = 3
+    assert evaluated(windows, work, "all", None, talk).unscored == ()
+    disk.left = 2
+    score = evaluated(windows, work, "all", None, talk)
+    assert (score.names, score.unscored) == (("i0", "i1"), ("i2",))
+    assert [error.what for error in score.errors] == ["The disk is full"]
+    with pytest.raises(StorageError, match="The disk is full"):
+        evaluated(windows, work, "all", None, talk)
+
+
+def test_images_that_are_all_damaged_are_all_named(learned: Home, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "other", images=2)
-    (root / "images" / "i1.png").write_bytes(b"x")
-    refused(frostgrid("evaluate", run_of(learned), root, "--output", tmp_path / "out"), "i1.png")
-    Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / "masks" / "i0.png")
-    refused(
-        frostgrid("evaluate", run_of(learned), root, "--output", tmp_path / "out"), "its image 40 × 40 px"
-    )
+    for name in ("i0", "i1"):
+        (root / "images" / f"{name}.png").write_bytes(b"x")
+    done = frostgrid("evaluate", run_of(learned), root, "--output", tmp_path / "out")
+    refused(done, "2 faults", "i0.png", "i1.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_that_cannot_be_written_are_printed(learned: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    root = write_folder(tmp_path / "other", images=2)
+    done = frostgrid("evaluate", run_of(learned), root, "--output", tmp_path / "file" / "out", "--json")
+    assert parsed(done, 2)["images"] == 2
+    refused(done, "is no folder")

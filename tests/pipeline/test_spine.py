@@ -162,7 +162,8 @@ def test_plan_encoders_and_check_report_as_tables_and_as_json(finished: Path) ->
     needs = json.loads(frostgrid("plan", finished / "small.toml", "--json", *at).stdout)
     assert needs["views"] == 18
     assert [row["views_cached"] for row in needs["encoders"]] == [18, 18]
-    assert "18 / 18" in frostgrid("plan", finished / "small.toml", *at).stdout
+    shown = frostgrid("plan", finished / "small.toml", *at).stdout
+    assert "18 / 18" in shown and "textbook form" in " ".join(shown.split())
     listed = {row["name"]: row for row in json.loads(frostgrid("encoders", "--json").stdout)}
     assert listed["virchow2"]["grid"] == [37, 37]
     assert "virchow2" in frostgrid("encoders").stdout

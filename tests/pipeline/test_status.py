@@ -17,8 +17,8 @@ import pytest
 from cachekit import Home, flip_bit, parsed, refused
 from studykit import SMALL_DEMO, frostgrid, write_study
 
-from pipeline import journal as journals
-from pipeline.journal import Journal, read_journals
+from pipeline.journal import EVERY_S, MAX_WHY, Journal
+from pipeline.journal_reading import STALE_S, VERSION, read_journals
 from store.documents import decode, encode
 from store.places import open_place
 from store.sharing.claims import claim
@@ -341,7 +341,31 @@ def test_what_failed_is_no_longer_under_way_and_has_its_reason(own: Journal, tmp
     assert found.under_way == {("shard", "c/part-1/2")}
     assert found.failed.keys() == {("shard", "c/part-1/0"), ("run", "never begun")}
     assert found.failed["shard", "c/part-1/0"] == "too green"
-    assert len(found.failed["run", "never begun"]) <= journals.MAX_WHY + 1
+    assert len(found.failed["run", "never begun"]) <= MAX_WHY + 1
+
+
+def test_a_reason_that_is_no_text_keeps_nothing_else_from_being_said(own: Journal, tmp_path: Path) -> None:
+    own.fail("run", "a", "no such file: b\udcff.tif")
+    own.fail("run", "b", "why")
+    own.flush()
+    assert read_journals(tmp_path).failed == {("run", "a"): r"no such file: b\udcff.tif", ("run", "b"): "why"}
+
+
+def test_a_journal_is_written_again_where_its_folder_was_removed_or_could_not_be_written_to(
+    own: Journal, tmp_path: Path
+) -> None:
+    own.fail("run", "a", "why")
+    own.flush()
+    shutil.rmtree(tmp_path / "journal")  # as another process does that takes it for one that is gone
+    own.fail("run", "b", "why")
+    own.flush()
+    assert read_journals(tmp_path).failed.keys() == {("run", "a"), ("run", "b")}
+    shutil.rmtree(tmp_path / "journal")
+    (tmp_path / "journal").write_text("a file is in the way")
+    own.begin("run", "c")
+    own.flush()
+    (tmp_path / "journal").unlink()
+    settled(lambda: read_journals(tmp_path).under_way == {("run", "c")})
 
 
 def test_what_is_tried_again_has_not_failed_also_where_the_second_try_is_killed(tmp_path: Path) -> None:
@@ -368,12 +392,12 @@ def test_a_journal_of_another_machine_counts_for_a_minute_after_its_last_sign(
 ) -> None:
     own.begin("run", "a")
     own.flush()
-    body = decode("journal", journals.VERSION, own.path.read_bytes(), own.path, "")
+    body = decode("journal", VERSION, own.path.read_bytes(), own.path, "")
     body["process"]["host"] = "another"
     other = own.path.with_name("another-1-00000000.json")
-    other.write_bytes(encode("journal", journals.VERSION, {**body, "under_way": [["run", "b", 1.0]]}))
+    other.write_bytes(encode("journal", VERSION, {**body, "under_way": [["run", "b", 1.0]]}))
     assert read_journals(tmp_path).under_way == {("run", "a"), ("run", "b")}
-    old = time.time() - journals.STALE_S - 1
+    old = time.time() - STALE_S - 1
     os.utime(other, (old, old))
     assert read_journals(tmp_path).under_way == {("run", "a")}
 
@@ -398,9 +422,9 @@ def test_work_goes_on_where_no_journal_can_be_written(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     journal = Journal(results)
     journal.begin("run", "a")
-    journal.fail("run", "c", "no text: \ud800")
     journal.fail("run", "b", "why")
     journal.flush()
+    journal.end("run", "a")
     assert look(home)["encoders"][0]["runs"]["done"] == [0]
 
 
@@ -411,7 +435,7 @@ def test_many_units_cost_few_writes(own: Journal, monkeypatch: pytest.MonkeyPatc
     for number in range(5000):
         own.begin("shard", f"c/part-0/{number}")
         own.end("shard", f"c/part-0/{number}")
-    assert len(writes) <= 2 + (time.monotonic() - started) / journals.EVERY_S
+    assert len(writes) <= 2 + (time.monotonic() - started) / EVERY_S
 
 
 def test_failures_of_dead_processes_are_kept_by_the_next_and_their_files_go(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_mean_colour_encoder_segments_blocks_that_lie_on_the_grid(patch: int, 
         for name, at in (("train", slice(0, 8)), ("val", slice(8, 10)), ("test", slice(10, 12)))
     }
     settings = TrainSettings(
-        options={"width": 24}, epochs=60, validate_every=20, restart_epochs=60, batch=2, lr=5e-3
+        options={"width": 24}, epochs=30, validate_every=15, restart_epochs=30, batch=2, lr=5e-3
     )
     result = train_run(
         settings,

@@ -133,6 +133,35 @@ def test_a_truncated_image_is_never_read_as_a_whole_one(tmp_path: Path, kind: st
     assert caught.value.where == str(path)
 
 
+def turned_photograph(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGB).save(path, exif=exif)
+
+
+def turned_tiff(path: Path, orientation: int) -> None:
+    tifffile.imwrite(path, RGB, photometric="rgb", extratags=[(274, "H", 1, orientation, False)])
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.jpg", turned_photograph), ("a.png", turned_photograph), ("a.tif", turned_tiff)],
+)
+def test_an_image_that_is_to_be_shown_turned_is_refused(tmp_path: Path, name: str, write) -> None:
+    write(tmp_path / name, 6)
+    with pytest.raises(InputError, match=r"orientation 6, where 1 is upright") as caught:
+        read_image(tmp_path / name)
+    assert caught.value.where == str(tmp_path / name) and "-auto-orient" in str(caught.value.remedy)
+    for upright in (0, 1):
+        write(tmp_path / name, upright)
+        assert read_image(tmp_path / name).shape == RGB.shape
+
+
+def test_orientation_that_nobody_can_read_is_none(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=b"Exif\0\0no header at all")
+    assert read_image(tmp_path / "a.jpg").shape == RGB.shape
+
+
 def test_a_tiff_with_unwritten_strips_is_refused_instead_of_filled_with_black(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=8)

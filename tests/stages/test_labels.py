@@ -149,6 +149,16 @@ def grey_alpha(path: Path) -> None:
     Image.fromarray(LABELS).convert("LA").save(path)
 
 
+def turned_png(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(LABELS).save(path, exif=exif)
+
+
+def turned_tiff(path: Path) -> None:
+    tifffile.imwrite(path, LABELS, extratags=[(274, "H", 1, 8, False)])
+
+
 def channels(path: Path) -> None:
     tifffile.imwrite(path, np.zeros((4, 5, 2), np.uint8), photometric="minisblack", planarconfig="contig")
 
@@ -162,6 +172,8 @@ def channels(path: Path) -> None:
         ("a.png", jpeg_in_disguise, "not a PNG"),
         ("a.png", grey_alpha, "grey with alpha"),
         ("a.tif", channels, "2 channels"),
+        ("a.png", turned_png, "orientation 8"),
+        ("a.tif", turned_tiff, "orientation 8"),
     ],
 )
 def test_masks_that_could_be_misread_are_refused(tmp_path: Path, name: str, make, said: str) -> None:

@@ -230,6 +230,50 @@ def test_with_a_cache_the_second_map_costs_no_encoder(tmp_path: Path, one_thread
     assert second.windows == 0
 
 
+def squares(count: int, first: int) -> list[NDArray[np.uint8]]:
+    return [np.full((PX, PX, 3), first + number, np.uint8) for number in range(count)]
+
+
+def read(tokens: KeptTokens, windows: list[NDArray[np.uint8]]) -> None:
+    """Ask for the grids of windows, which have to be theirs."""
+    grids = list(tokens.of(windows, [f"w{number}" for number in range(len(windows))]))
+    views = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2)
+    wanted = load_encoder("pixels", tile_px=PX).encode(views).to(torch.float16).numpy()
+    np.testing.assert_array_equal(grids, wanted)
+
+
+def test_parts_that_were_found_whole_are_not_looked_at_again(tmp_path: Path) -> None:
+    encoder = Counting()
+    tokens = kept(tmp_path, encoder)
+    for first in (0, 10):
+        read(tokens, squares(3, first))
+    for table in tmp_path.rglob("part.json"):
+        table.unlink()  # which whoever looks at the part would miss
+    read(tokens, squares(3, 20))
+    read(tokens, [*squares(3, 0), *squares(3, 20), *squares(2, 30)])
+    assert encoder.windows == tokens.encoded == 11
+
+
+def test_what_a_killed_call_began_and_another_has_finished_meanwhile_is_found(tmp_path: Path) -> None:
+    class Killed(Counting):
+        def encode(self, views: torch.Tensor) -> torch.Tensor:
+            if self.windows >= 8:
+                raise KeyboardInterrupt
+            return super().encode(views)
+
+    with pytest.raises(KeyboardInterrupt):  # in the second of two shards
+        read(kept(tmp_path, Killed()), squares(16, 0))
+    one, other = Counting(), Counting()
+    first, second = kept(tmp_path, one), kept(tmp_path, other)
+    read(second, squares(1, 100))
+    read(first, squares(16, 0))
+    assert one.windows == 8
+    read(second, squares(17, 0))
+    assert other.windows == 2 and second.encoded == 2
+    parts = list(tmp_path.glob("*/part-*"))
+    assert len(parts) == 3 and all((part / "manifest.json").is_file() for part in parts)
+
+
 def test_tokens_beyond_float16_are_refused_and_make_no_map(one_thread: None) -> None:
     class Overflowing(Counting):
         def encode(self, views: torch.Tensor) -> torch.Tensor:

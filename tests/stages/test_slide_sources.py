@@ -192,6 +192,15 @@ def test_grey_and_16_bit_images_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "deep.tif", "not 8 bit")
 
 
+def test_images_that_are_to_be_shown_turned_are_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(image()).save(tmp_path / "a.jpg", exif=exif)
+    tifffile.imwrite(tmp_path / "a.tif", image(), photometric="rgb", extratags=[(274, "H", 1, 3, False)])
+    for name in ("a.jpg", "a.tif"):
+        refused(tmp_path / name, "orientation 3", "-auto-orient")
+
+
 def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
     metadata = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}
     tifffile.imwrite(tmp_path / "a.ome.tif", image(), photometric="rgb", metadata=metadata)

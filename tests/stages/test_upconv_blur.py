@@ -16,9 +16,9 @@ from stages.decoders import blur, blur_triton
 torch.manual_seed(0)
 last = torch.channels_last
 kinds = {
-    torch.float64: (1e-12, [(1, 1, 1, 1), (2, 3, 3, 9)]),
+    torch.float64: (1e-12, [(1, 1, 1, 1), (2, 3, 2, 9)]),  # a program for each row of 8 columns: few are quick
     torch.float32: (1e-5, [(1, 130, 2, 3)]),
-    torch.bfloat16: (2e-2, [(2, 3, 3, 9)]),
+    torch.bfloat16: (2e-2, [(1, 3, 2, 9)]),
 }
 for dtype, (near, sizes) in kinds.items():
     for batch, channels, h, w in sizes:
@@ -34,10 +34,11 @@ for dtype, (near, sizes) in kinds.items():
         assert torch.equal(into[:batch], found) and (into[batch:] == 9).all()
         grad = torch.randn(batch, channels, h, w).to(dtype).contiguous(memory_format=last)
         dz, _ = blur.blur_gradients(grad.double(), torch.ones_like(grad).double(), torch.float64)
-        torch.testing.assert_close(blur_triton.transposed_blur(grad).double(), dz, rtol=near, atol=near)
-        pairing = (blur_triton.transposed_blur(grad.double()) * z.double()).sum()
-        blurred = blur.rectified_blur(z.double(), torch.full_like(bias, 100.0).double()) - 100
-        torch.testing.assert_close((grad.double() * blurred).sum(), pairing)
+        back = blur_triton.transposed_blur(grad).double()
+        torch.testing.assert_close(back, dz, rtol=near, atol=near)
+        if dtype == torch.float64:
+            blurred = blur.rectified_blur(z, torch.full_like(bias, 100.0)) - 100
+            torch.testing.assert_close((grad * blurred).sum(), (back * z).sum())
 z = torch.full((1, 2, 4, 4), float("nan")).contiguous(memory_format=last)
 assert blur_triton.rectified_blur(z, torch.zeros(2)).isnan().all()
 print("kernels agree")

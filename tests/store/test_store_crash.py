@@ -19,8 +19,8 @@ import storekit as kit
 
 from store import GridStore, processes, verify
 from store.clean import leftovers
-from store.durable import sweep
 from store.processes import partial_token
+from store.sweeping import sweep
 
 ROWS = kit.rows_of(3, 2)  # two shards of four and two views
 CHANGES = ("open", "write", "fsync", "link", "unlink", "rename", "replace", "mkdir", "rmdir")
@@ -184,7 +184,7 @@ def test_killed_writers_are_resumed_until_every_grid_is_as_if_nothing_had_happen
     rng = random.Random(7)
     store = kit.store_at(tmp_path)
     kills = progress = 0
-    while kills < 10:
+    while kills < 10 or not progress:
         writer = kit.start_writer(tmp_path, rows=[12, 8], pause=0.02)
         try:
             assert writer.stdout is not None and writer.stdout.readline() == "go\n"
@@ -192,7 +192,7 @@ def test_killed_writers_are_resumed_until_every_grid_is_as_if_nothing_had_happen
             assert writer.stdin is not None
             writer.stdin.write("\n")
             writer.stdin.flush()
-            time.sleep(rng.uniform(0.02, 0.25))
+            time.sleep(rng.uniform(0.02, 0.25) * (1 + kills // 10))  # a loaded machine may need longer
             writer.kill()
         finally:
             status = writer.wait()

@@ -126,6 +126,23 @@ def test_the_same_view_with_other_pixels_is_refused_and_names_the_tile(tmp_path:
     assert store.plan([unknown]) == [] and store.status().parts == 1
 
 
+def test_parts_besides_those_of_interest_are_neither_planned_nor_read(tmp_path: Path) -> None:
+    store = kit.store_at(tmp_path)
+    first, second = kit.rows_of(3, 1), kit.rows_of(6, 1)[3:]
+    kit.fill(store, first)
+    known = store.reader().whole_parts()
+    assert len(known) == 1
+    (table,) = store.path.glob("part-*/part.json")
+    table.unlink()
+    (task,) = store.plan(second, besides=known)
+    assert store.reader(besides=known).whole_parts() == set()  # it is not finished
+    store.write(task, kit.grids(task))
+    reader = store.reader(besides=known)
+    assert reader.views() == [row.key for row in second] and reader.whole_parts() == {task.part}
+    with pytest.raises(VerificationError, match="has lost its table of views"):
+        GridStore.open(store.path).reader()
+
+
 @pytest.mark.parametrize(("name", "most"), [("MAX_PART_SHARDS", 2), ("MAX_PART_VIEWS", 5)])
 def test_large_plans_are_split_into_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int
