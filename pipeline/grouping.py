@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from pipeline.job import Job
 from pipeline.loading import Room, complete
 from pipeline.outcome import Run
@@ -78,6 +80,17 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     faults: list[InputError] = []
     for job in jobs:
         _collect(faults, job.check)
+    refuse(faults)
+
+
+def check_device(jobs: Iterable[Job], device: torch.device) -> None:
+    """Raise :class:`store.errors.InputErrors` where runs that are missing ask for what ``device`` cannot do."""
+    faults: list[InputError] = []
+    for job in jobs:
+        asked: list[InputError] = []
+        able = _collect(asked, partial(job.settings.check_device, device))
+        if not able and any(job.finished(seed) is None for seed in job.seeds):
+            faults += asked
     refuse(faults)
 
 

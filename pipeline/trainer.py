@@ -10,7 +10,7 @@ import torch
 
 from pipeline import staging
 from pipeline.console import Talk
-from pipeline.grouping import Group, complete_here, missing, pieces, refuse
+from pipeline.grouping import Group, check_device, complete_here, missing, pieces, refuse
 from pipeline.job import Job
 from pipeline.loading import load, room_for
 from pipeline.outcome import Following, Outcome
@@ -40,7 +40,7 @@ def train_jobs(
 
     What can be known to be wrong is raised before anything is trained: :class:`InputError` for a decoder that does not
     go with a grid, too few training tiles, a cache that is not there or that a worker does not see, more processes than
-    cores or GPUs, CUDA graphs on a CPU, or too little memory (of a worker, the last two are only known there);
+    cores or GPUs, CUDA graphs on a CPU, or too little memory (of a worker's GPU, only known there);
     :class:`store.errors.MissingViews` for views that a cache lacks. Later only :class:`StorageError` stops the work,
     when a result cannot be written or the cluster is gone; every other failure is in the outcome.
     """
@@ -48,8 +48,7 @@ def train_jobs(
         from pipeline.cluster.training import train_on
 
         return train_on(crew, jobs, talk, memory=memory)
-    for job in jobs:
-        job.settings.check_device(device)
+    check_device(jobs, device)
     where = None if processes is None else places(processes, device)
     groups = missing(
         jobs, lambda job: staging.stage(job.work, job.reference, job.weights, talk), complete_here

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from pipeline import staging
 from pipeline.cluster.crew import Crew
 from pipeline.cluster.learning import Address, Failed, Source, Unread, train
 from pipeline.cluster.tasks import Common, Task
 from pipeline.console import Talk
-from pipeline.grouping import Group, complete_here, missing, pieces, refuse
+from pipeline.grouping import Group, check_device, complete_here, missing, pieces, refuse
 from pipeline.job import Job
 from pipeline.loading import Room, few
 from pipeline.outcome import Following, Outcome, Run
@@ -48,6 +50,7 @@ def train_on(crew: Crew, jobs: Sequence[Job], talk: Talk, *, memory: int | None 
     outcome = Outcome.of(jobs)
     if groups:
         _require(crew, groups)
+        check_device(jobs, torch.device("cuda" if crew.gpus else "cpu"))
         if memory is not None and not crew.gpus:
             _refuse_too_little(groups, memory)
         runs = [run for group in groups for run in group.runs]

@@ -129,6 +129,7 @@ def test_cuda_graphs_on_a_cpu_are_refused_before_anything_is_trained(tmp_path: P
     study = write_study(tmp_path, text)
     assert run(study, tmp_path).exit_code == 0
     refused(run(study, tmp_path, "train", "--device", "cpu"), "train.cuda_graphs", "NVIDIA GPU")
+    refused(run(study, tmp_path, "train", "--workers", "1"), "train.cuda_graphs", "NVIDIA GPU")
     assert not list(tmp_path.glob("runs/small/stain/*/seed-*"))
 
 
