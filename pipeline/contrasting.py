@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.finished import Finished
 from pipeline.report.conclusions import percent_text
-from pipeline.report.results import Result, collect
+from pipeline.report.results import collect
 from pipeline.report.summary import clusters_of
 from pipeline.workspace import Workspace
 from stages.evidence import FEW_CLUSTERS, Resampling, holm
 from stages.evidence.comparing import compare
-from stages.evidence.words import p_phrase
+from stages.evidence.words import listed, p_phrase
 from stages.metrics import Counts, mean_of_present, mean_over_classes, pooled_dice
 from stages.tiles.tiling import Tile
 from store.identity import differences
@@ -21,11 +22,12 @@ from store.identity import differences
 def contrast(a: Workspace, b: Workspace, seeds: int | None) -> dict[str, Any]:
     """Return how two studies differ and what each encoder that has runs of both makes of it, as JSON-able values.
 
-    The Dice are those of the test images that both have, so that the same images are compared; ``paired`` says why not
-    where there are none, and then nothing is tested. ``difference`` is B minus A. Raises as
-    :func:`pipeline.report.results.collect` does.
+    The Dice are those of the test images that both have, over the seeds that both have; ``why_not`` says why there are
+    none, and then nothing is tested. ``difference`` is B minus A. ``missing``: by study, in sentences, which runs there
+    are not, and ``damaged``, which cannot be read. Raises as :func:`pipeline.report.results.collect` does.
     """
-    results = [{result.encoder: result for result in collect(work, seeds) if result.runs} for work in (a, b)]
+    collected = [collect(work, seeds) for work in (a, b)]
+    results = [{result.encoder: result for result in found if result.runs} for found in collected]
     pairs = _pairs(*results)
     common, why = _common(a, b)
     rows = [_row(a, b, one, other, common) for one, other in pairs]
@@ -46,7 +48,19 @@ def contrast(a: Workspace, b: Workspace, seeds: int | None) -> dict[str, Any]:
         "encoders": rows,
         "only_in_a": sorted(set(results[0]) - {one.encoder for one, _ in pairs}),
         "only_in_b": sorted(set(results[1]) - {other.encoder for _, other in pairs}),
+        "missing": [_missing(found) for found in collected],
+        "damaged": [
+            [str(error) for result in found for error in result.damaged.values()] for found in collected
+        ],
     }
+
+
+def _missing(found: Sequence[Finished]) -> list[str]:
+    return [
+        f"{result.encoder}, seed{'' if len(result.missing) == 1 else 's'} {listed([str(s) for s in result.missing])}"
+        for result in found
+        if result.missing
+    ]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -67,10 +81,20 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             low, high = row["ci"]
             apart = row["p_holm"] < 0.05
             better = (b if row["difference"] > 0 else a) + " is better" if apart else "cannot be told apart"
+            reach = (
+                f"{100 * row['difference']:+.2f} points, 95 % interval {100 * low:.2f} to {100 * high:.2f}"
+            )
             text += (
-                f"; {better} on these {found['images']} images ({100 * row['difference']:+.2f} points, 95 % interval "
-                f"{100 * low:.2f} to {100 * high:.2f}, {p_phrase(row['p_holm'])}{corrected})"
-            ).replace("-", "−")
+                f"; {better} on these {found['images']} images "
+                f"({reach.replace('-', '−')}, {p_phrase(row['p_holm'])}{corrected})"
+            )
+        if not row["seeds"]:
+            text += "; not tested: they have no seed in common"
+        elif row["left_out"]:
+            which = (
+                f"seed{'s' if len(row['seeds']) > 1 else ''} {listed([str(seed) for seed in row['seeds']])}"
+            )
+            text += f"; over {which} alone, which both have"
         lines.append(text)
     if found["paired"] and 1 < found["clusters"] < FEW_CLUSTERS:
         lines.append(f"fewer than {FEW_CLUSTERS} independent images or patients: do not trust the intervals")
@@ -79,6 +103,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for side, name in (("a", a), ("b", b)):
         if found[f"only_in_{side}"]:
             lines.append(f"runs in {name} only: {', '.join(found[f'only_in_{side}'])}")
+    for name, missing, damaged in zip((a, b), found["missing"], found["damaged"], strict=True):
+        lines += [f"missing in {name}: {one}" for one in missing]
+        lines += [f"damaged in {name} and left out: {one}" for one in damaged]
     return lines
 
 
@@ -90,7 +117,7 @@ def _told(study: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in study.items() if name != "name"}
 
 
-def _pairs(a: Mapping[str, Result], b: Mapping[str, Result]) -> list[tuple[Result, Result]]:
+def _pairs(a: Mapping[str, Finished], b: Mapping[str, Finished]) -> list[tuple[Finished, Finished]]:
     """Pair the same encoders; where both studies have but one, these, whatever they are."""
     same = [(a[name], b[name]) for name in a if name in b]
     if not same and len(a) == len(b) == 1:
@@ -121,11 +148,27 @@ def _common(a: Workspace, b: Workspace) -> tuple[list[str], str | None]:
         return [], f"{fields} {verb}, and so may the images or the masks that their Dice are measured against"
     keys = [{tile.record.id: tile.mask_key for tile in work.tiles["test"]} for work in (a, b)]
     common = [id for id in keys[0] if id in keys[1] and (same_data or keys[0][id] == keys[1][id])]
-    return (common, None) if common else ([], "they have no test image in common")
+    if not common:
+        return [], "they have no test image in common"
+    areas = [_areas(work) for work in (a, b)]
+    alike = [id for id in common if areas[0][id] == areas[1][id]]
+    if not alike:
+        return [], "their tiles cover other parts of the images (data.tiles, tile_px and the scale)"
+    return alike, None
 
 
-def _row(a: Workspace, b: Workspace, one: Result, other: Result, common: Sequence[str]) -> dict[str, Any]:
-    sides = [_tested(work, result, common) for work, result in ((a, one), (b, other))]
+def _areas(work: Workspace) -> dict[str, float | None]:
+    """Return the side, in source pixels, of what a test image shows of its middle; None for all of it, tile by tile."""
+    whole = work.study.data.tiles == "grid"
+    return {
+        tile.record.id: None if whole else float(f"{tile.px * tile.step:.9g}") for tile in work.tiles["test"]
+    }
+
+
+def _row(a: Workspace, b: Workspace, one: Finished, other: Finished, common: Sequence[str]) -> dict[str, Any]:
+    seeds = sorted(one.runs.keys() & other.runs.keys())
+    used = [found.over(seeds) if seeds else found for found in (one, other)]
+    sides = [_tested(work, result, common) for work, result in zip((a, b), used, strict=True)]
     dice = [mean_over_classes(pooled_dice(counted)) for counted, _ in sides]
     estimates = [float(mean_of_present(values, axis=0)) for values in dice]
     row: dict[str, Any] = {
@@ -136,25 +179,40 @@ def _row(a: Workspace, b: Workspace, one: Result, other: Result, common: Sequenc
             "mean": _number(estimate),
             "std": float(values.std(ddof=1)) if len(values) > 1 else None,
         }
-        for side, result, values, estimate in zip("ab", (one, other), dice, estimates, strict=True)
+        for side, result, values, estimate in zip("ab", used, dice, estimates, strict=True)
     }
+    row |= {"seeds": seeds, "left_out": sorted(one.runs.keys() ^ other.runs.keys())}
     row |= {"difference": _number(estimates[1] - estimates[0]), "ci": None, "p": None, "clusters": 0}
-    if common:
+    if common and seeds:
         (first, tiles), (second, others) = sides
-        clusters = [clusters_of(tested) for tested in (tiles, others)]
-        alike = clusters[0][1] == clusters[1][1]  # both by patient, or both by image
-        named, renamed = (
-            found if alike else [tile.record.id for tile in tested]
-            for (found, _), tested in zip(clusters, (tiles, others), strict=True)
-        )
-        drawn = Resampling.of(named, first[0, :, :, 2])
-        draws = (drawn.on(renamed).scores(second)[0], drawn.scores(first)[0])
-        _, interval, p = compare((estimates[1], estimates[0]), draws, drawn.clusters)
+        clusters = joined_clusters(tiles, others)
+        drawn = Resampling.of([clusters[tile.record.id] for tile in tiles], first[0, :, :, 2])
+        renamed = drawn.on([clusters[tile.record.id] for tile in others])
+        draws = [
+            mean_of_present(some.scores(n)[0], axis=1) for some, n in ((renamed, second), (drawn, first))
+        ]
+        _, interval, p = compare((estimates[1], estimates[0]), (draws[0], draws[1]), drawn.clusters)
         row |= {"ci": None if interval is None else list(interval), "p": p, "clusters": drawn.clusters}
     return row
 
 
-def _tested(work: Workspace, result: Result, common: Sequence[str]) -> tuple[Counts, list[Tile]]:
+def joined_clusters(tiles: Sequence[Tile], others: Sequence[Tile]) -> dict[str, str]:
+    """Return what each image is resampled with where two studies tell their patients apart differently.
+
+    Images that either study has in one cluster are in one. Both are of the same images.
+    """
+    named = [
+        dict(zip((tile.record.id for tile in some), clusters_of(some)[0], strict=True))
+        for some in (tiles, others)
+    ]
+    joined = dict(named[0])
+    for cluster in dict.fromkeys(named[1].values()):
+        together = {joined[id] for id, name in named[1].items() if name == cluster}
+        joined |= {id: min(together) for id, name in joined.items() if name in together}
+    return joined
+
+
+def _tested(work: Workspace, result: Finished, common: Sequence[str]) -> tuple[Counts, list[Tile]]:
     """Return the counts (seeds, tiles, C, 3) of the test tiles of the images in ``common`` (all, where none is)."""
     tiles = work.tiles["test"]
     kept = [index for index, tile in enumerate(tiles) if not common or tile.record.id in common]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,20 +11,52 @@ from numpy.typing import NDArray
 from pipeline.job import Job
 from stages.metrics import Counts, mean_dice
 from stages.training.record import StoredRun
+from store.errors import VerificationError
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """The finished runs of ``job``, of one encoder under one decoder and one protocol, by seed."""
+    """The finished runs of ``job``, of one encoder under one decoder and one protocol, by seed.
+
+    ``damaged``: what was found instead, of seeds whose run cannot be read.
+    """
 
     job: Job
     runs: Mapping[int, StoredRun]
+    damaged: Mapping[int, VerificationError]
 
     @staticmethod
     def of(job: Job) -> Finished:
-        """Return those of a job without their decoders' weights. Raises as :meth:`Job.finished` does."""
-        found = ((seed, job.finished(seed)) for seed in job.seeds)
-        return Finished(job, {seed: without_weights(run) for seed, run in found if run is not None})
+        """Return those of a job; only the first keeps its decoder's weights, as those of many would fill the memory.
+
+        Raises as :meth:`Job.finished` does, but for damaged runs.
+        """
+        runs: dict[int, StoredRun] = {}
+        damaged: dict[int, VerificationError] = {}
+        for seed in job.seeds:
+            try:
+                run = job.finished(seed)
+            except VerificationError as error:
+                damaged[seed] = error
+                continue
+            if run is not None:
+                runs[seed] = replace(run, result=replace(run.result, weights={})) if runs else run
+        return Finished(job, runs, damaged)
+
+    def undamaged(self) -> Finished:
+        """Return these runs; raises the :class:`VerificationError` of the first that is damaged."""
+        for error in self.damaged.values():
+            raise error
+        return self
+
+    def over(self, seeds: Collection[int]) -> Finished:
+        """Return the runs of ``seeds`` alone."""
+        return replace(self, runs={seed: run for seed, run in self.runs.items() if seed in seeds})
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The seeds of the job of which there is no run at all."""
+        return tuple(seed for seed in self.job.seeds if seed not in self.runs and seed not in self.damaged)
 
     @property
     def encoder(self) -> str:
@@ -55,8 +87,3 @@ class Finished:
     def test_counts(self) -> Counts:
         """The counts (seeds, tiles, C, 3) of the test split; see :mod:`stages.metrics`. There has to be a run."""
         return np.stack([run.result.best_counts("test") for run in self.runs.values()])
-
-
-def without_weights(run: StoredRun) -> StoredRun:
-    """Return a run without its decoder's weights: those of many runs would fill the memory."""
-    return replace(run, result=replace(run.result, weights={}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +27,10 @@ from stages.tiles.dataset import SPLITS
 from stages.tiles.plan import PlannedView
 from stages.tiles.tiling import Tile
 from stages.training.predict import predict
-from stages.training.record import StoredRun, load_run
+from stages.training.record import StoredRun, load_run, read_record
 from stages.training.settings import TrainSettings
 from store import GridStore
-from store.errors import InputError, NoCache, OtherCache
+from store.errors import InputError, NoCache, OtherCache, VerificationError
 from store.identity import canonical_json, fingerprint
 
 LOGIT_FLOP = 100  # what resizing and the loss cost a logit, beside the decoder's arithmetic
@@ -210,15 +211,19 @@ class Job:
             folder = self.run_folder(seed)
             return same_run(load_run(folder), self.identity(seed)) if folder.is_dir() else None
         wanted = json.loads(canonical_json(self._settled(seed)))
-        runs = [load_run(folder) for folder in run_folders(self.folder, f"seed-{seed:03d}-*")]
-        fits = [run for run in runs if {name: run.identity.get(name) for name in wanted} == wanted]
+        fits = []
+        for folder in run_folders(self.folder, f"seed-{seed:03d}-*"):
+            with suppress(VerificationError):  # it may be any run: whoever reports the results names it
+                identity = read_record(folder)["identity"]
+                if {name: identity.get(name) for name in wanted} == wanted:
+                    fits.append(folder)
         if len(fits) > 1:
             raise UnclearCache(
                 f"{len(fits)} runs of {self.encoder}, seed {seed}, fit this study, made from different caches",
                 where=self.folder,
                 remedy="Give the --cache they were made from, with --dtype where it holds several precisions.",
             )
-        return fits[0] if fits else None
+        return load_run(fits[0]) if fits else None
 
     def task(self, seed: int, selection: Selection) -> RunTask:
         """Return the run of ``seed`` as it is handed to whoever trains it."""

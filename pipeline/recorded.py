@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.workspace import Workspace
+from stages.training.record import read_record
+from store.errors import FrostgridError
 
 EVERY_RUN = "*/*/seed-*"  # below a study's results
 _FOLDER = re.compile(r"seed-\d{3,}-[0-9a-f]{8}")
@@ -32,13 +33,23 @@ def run_folders(folder: Path, pattern: str) -> list[Path]:
 
 
 def recorded_runs(work: Workspace) -> Iterator[Recorded]:
-    """Yield every run in the study's results, whatever its settings; those that say nothing of use are left out."""
+    """Yield every run in the study's results, whatever its settings; not those of :func:`unreadable_runs`."""
     for folder in run_folders(work.results, EVERY_RUN):
-        # One that is damaged is named when the run is asked for.
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            document = json.loads((folder / "run.json").read_bytes())
-            identity = document["identity"]
-            encoder, study = identity["encoder"], identity["study"]
-            if isinstance(encoder, str):
-                encoding = str(study["cache"]["encoding"])
-                yield Recorded(encoder, int(document["seed"]), dict(study["train"]), encoding)
+        if (run := _recorded(folder)) is not None:
+            yield run
+
+
+def unreadable_runs(work: Workspace) -> list[Path]:
+    """Return the folders of runs in the study's results whose ``run.json`` does not say what they are."""
+    return [folder for folder in run_folders(work.results, EVERY_RUN) if _recorded(folder) is None]
+
+
+def _recorded(folder: Path) -> Recorded | None:
+    with suppress(FrostgridError, KeyError, TypeError, ValueError):
+        document = read_record(folder)
+        identity = document["identity"]
+        encoder, study = identity["encoder"], identity["study"]
+        if isinstance(encoder, str):
+            encoding = str(study["cache"]["encoding"])
+            return Recorded(encoder, int(document["seed"]), dict(study["train"]), encoding)
+    return None

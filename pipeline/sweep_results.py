@@ -26,9 +26,9 @@ def write_csv(work: Workspace) -> Path | None:
 
     Columns: encoder, decoder, everything in which the runs differ, decoder_parameters, seed, class, and the test
     split's dice (empty where the class is nowhere), intersection, prediction and truth. Returns where it is, or None
-    where there is no run. Raises :class:`store.errors.StorageError`.
+    where there is no run. Raises :class:`store.errors.StorageError`, and what is wrong with a damaged run.
     """
-    found = variants(work)
+    found = [one.undamaged() for one in variants(work)]
     if not found:
         return None
     path = work.results / CSV
@@ -65,7 +65,7 @@ def summary(work: Workspace, jobs: Sequence[Job], outcome: Outcome | None) -> di
 
 
 def _combination(job: Job) -> dict[str, Any]:
-    found = Finished.of(job)
+    found = Finished.of(job).undamaged()
     dice = found.dice
     known = dice[~np.isnan(dice)]
     return {

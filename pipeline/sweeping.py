@@ -22,6 +22,8 @@ from stages.tiles.dataset import flatten, raise_all
 from store.errors import InputError
 from store.identity import canonical_json
 
+DEFAULT = "default"  # of an option that is left out and has no value of its own, as the depth that follows from a grid
+
 
 def combinations(
     work: Workspace,
@@ -95,8 +97,8 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
     The factors of their jobs are everything in which they differ from each other (``train.lr``, ``train.views``, …), ""
     where that does not apply. With ``seeds``, only runs of the seeds 0 … ``seeds`` − 1 are looked at.
 
-    Found by what the runs in the study's results say of themselves; those of other tiles or masks are left out. In the
-    order of encoder, decoder and factors. Raises :class:`store.errors.VerificationError` for a damaged run.
+    Found by what the runs in the study's results say of themselves; those of other tiles or masks, and of encoders that
+    are not known here, are left out. In the order of encoder, decoder and factors.
     """
     found: dict[bytes, tuple[str, Study, set[int]]] = {}
     for run in recorded_runs(work):
@@ -122,7 +124,7 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
         except InputError:  # trained on more tiles than the split has now
             continue
         finished = Finished.of(job)
-        if finished.runs:
+        if finished.runs or finished.damaged:
             kept.append(finished)
     flat = [_factors(one.job) for one in kept]
     names = sorted({name for factors in flat for name in factors})
@@ -145,7 +147,7 @@ def _factors(job: Job) -> dict[str, str]:
     found = {f"train.{name}": value for name, value in train.items()}
     found |= {f"train.decoder_options.{name}": value for name, value in options.items()}
     found["cache.encoding"] = settled["cache"]["encoding"]
-    return {name: "" if value is None else str(value) for name, value in found.items()}
+    return {name: DEFAULT if value is None else str(value) for name, value in found.items()}
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -34,7 +34,9 @@ def pairs_of(predictions: Path, truth: Path) -> list[ScoredPair]:
     """Find the truth of every prediction.
 
     ``predictions`` is a folder as the challenge's evaluator gets it (``predictions.json`` names the jobs), or one of
-    TIFF files that are named like those in the folder ``truth``. Raises ``InputErrors`` for whatever has no partner.
+    TIFF files that are named like those in the folder ``truth``. Raises ``InputErrors`` for predictions without a true
+    label image, and jobs without a prediction; for what is true of regions that none predicts, see
+    :func:`unpredicted`.
     """
     jobs = predictions / "predictions.json"
     if jobs.is_file():
@@ -56,6 +58,12 @@ def pairs_of(predictions: Path, truth: Path) -> list[ScoredPair]:
     ]
     raise_all(faults, "Nothing was scored: both sides need the same regions.")
     return found
+
+
+def unpredicted(pairs: Sequence[ScoredPair], truth: Path) -> list[str]:
+    """Return the names of the true label images in ``truth`` that none of ``pairs`` has, which are not scored."""
+    scored = {pair.truth.name for pair in pairs}
+    return sorted(path.name for path in truth.glob("*.tif*") if path.is_file() and path.name not in scored)
 
 
 def _jobs(path: Path, truth: Path) -> list[ScoredPair]:

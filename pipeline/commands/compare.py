@@ -18,7 +18,7 @@ from pipeline.commands.options import (
 )
 from pipeline.console import Talk, print_json
 from pipeline.study import read_study
-from store.errors import InputError
+from store.errors import InputError, VerificationError
 
 
 @click.command()
@@ -52,7 +52,8 @@ def compare(
 ) -> None:
     """Compare the finished runs of two study files: what the studies say differently, and what it did to Dice.
 
-    Differences are B minus A, with their 95 % interval over the test images that both have. Of two caches (folders or
+    Differences are B minus A, over the seeds that both have, with their 95 % interval over the test images that both
+    have. Damaged runs are left out and end it with status 4. Of two caches (folders or
     URLs) it tells what frostgrid cache diff tells. --weights tells which runs are meant where an encoder has caches of
     several weights.
     """
@@ -88,8 +89,14 @@ def compare(
     found = contrast(one, other, seeds)
     if as_json:
         print_json(found)
-        return
-    for line in sentences(found):
-        click.echo(line)
-    if not found["encoders"]:
-        Talk(quiet=quiet).say("no encoder has finished runs of both")
+    else:
+        for line in sentences(found):
+            click.echo(line)
+        if not found["encoders"]:
+            Talk(quiet=quiet).say("no encoder has finished runs of both")
+    if damaged := [one for side in found["damaged"] for one in side]:
+        raise VerificationError(
+            f"{len(damaged)} damaged run(s) were left out of the comparison, such as: {damaged[0]}",
+            where=f"{a}, {b}",
+            remedy="Train them again for one of all runs.",
+        )

@@ -88,9 +88,16 @@ def data_score(predictions: Path, truth: Path, as_json: bool) -> None:
     PREDICTIONS: files named like those in TRUTH, or a folder with the challenge's predictions.json.
     """
     from pipeline.report.tables import puma_table
-    from stages.puma_scores import pairs_of, scores
+    from stages.puma_scores import pairs_of, scores, unpredicted
 
-    found = scores(pairs_of(predictions, truth))
+    pairs = pairs_of(predictions, truth)
+    found = {**scores(pairs), "not_scored": unpredicted(pairs, truth)}
+    if left := found["not_scored"]:
+        click.echo(
+            f"{len(left)} of {len(left) + len(pairs)} true label images have no prediction and are in no score, such "
+            f"as {left[0]}",
+            err=True,
+        )
     if as_json:
         print_json(found)
     else:

@@ -175,8 +175,8 @@ def run(
             memory=memory,
             crew=crew,
         )
-    except RunsFailed:
-        with suppress(InputError):  # the others are worth a report, if there are any
+    except (RunsFailed, VerificationError):  # the second, of a cache that cannot be read
+        with suppress(InputError, VerificationError):  # the others are worth a report, if there are any
             _report(weighted, seeds, as_json, talk)
         raise
     _report(weighted, seeds, as_json, talk)
@@ -192,9 +192,10 @@ def _report(workspace: Workspace, seeds: int | None, as_json: bool, talk: Talk) 
     else:
         print_table(dice_table(summary))
         click.echo(summary["answer"])
-    if damaged := summary["damaged"]:
+    damaged = [one["what"] for one in summary["damaged"]] + summary["damaged_elsewhere"]
+    if damaged:
         raise VerificationError(
-            f"{len(damaged)} damaged run(s) were left out of the report, such as: {damaged[0]['what']}",
+            f"{len(damaged)} damaged run(s) were left out of the report, such as: {damaged[0]}",
             where=workspace.results,
             remedy="The report is written; train them again for one of all runs.",
         )

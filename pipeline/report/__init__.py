@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.console import Talk
-from pipeline.report.ablations import ablations
-from pipeline.report.contents import sheets
+from pipeline.finished import Finished
+from pipeline.report.ablations import ABLATION, ablations
+from pipeline.report.contents import SHEETS, sheets
 from pipeline.report.gallery import Gallery, Pictures, gallery
 from pipeline.report.page import page
-from pipeline.report.results import Result, collect, write_results
+from pipeline.report.results import collect, left_out, write_results
 from pipeline.report.sheets import Figures, Sheet, as_csv, as_latex, as_markdown
 from pipeline.report.summary import summarise, write_summary
 from pipeline.report.swept import swept
@@ -26,12 +27,15 @@ def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str
     """Write ``results.csv``, ``tiles.csv``, ``summary.json``, ``tables/`` and ``report.html``; return the summary.
 
     Only runs that belong to the study as it is now are counted, and those of its sweeps; what is missing or damaged is
-    said, there and here. Raises :class:`store.errors.InputError` when there is no finished run at all.
+    said, there and here; ``damaged_elsewhere`` holds sentences on damaged runs that are none of the table's. Raises
+    :class:`store.errors.InputError` when there is no finished run at all.
     """
     found = collect(workspace, seeds)
-    varied, faults = swept(workspace, found, seeds)
-    summary = summarise(workspace, found, varied)
-    summary["notes"] += faults
+    varied = swept(workspace, found, seeds)
+    summary = summarise(workspace, found, varied.ablated)
+    unknown, unread = left_out(workspace, found)
+    summary["damaged_elsewhere"] = [*varied.damaged, *unread]
+    summary["notes"] += [*summary["damaged_elsewhere"], *unknown, *varied.notes]
     write_results(workspace, found)
     write_summary(workspace, summary)
     tables = sheets(summary)
@@ -47,7 +51,7 @@ def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str
 
 
 def _galleries(
-    workspace: Workspace, results: Sequence[Result], summary: dict[str, Any], talk: Talk
+    workspace: Workspace, results: Sequence[Finished], summary: dict[str, Any], talk: Talk
 ) -> tuple[list[Gallery], dict[str, str]]:
     """Return the galleries in the order of the summary, and why an encoder has none."""
     by_name = {result.encoder: result for result in results}
@@ -69,3 +73,7 @@ def _write_tables(workspace: Workspace, tables: dict[str, Sheet]) -> None:
         for name, sheet in tables.items():
             for suffix, written in FORMS.items():
                 put_replacing(folder / f"{name}.{suffix}", written(sheet).encode())
+        for path in folder.iterdir():  # of an earlier report, which had more to show
+            ours = path.stem in SHEETS or path.stem.startswith(ABLATION)
+            if ours and path.stem not in tables and path.suffix.removeprefix(".") in FORMS:
+                path.unlink()

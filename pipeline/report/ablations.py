@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from pipeline.report.charts import dice_against_value
 from pipeline.report.sheets import Cell, Column, Figures, Sheet
 from pipeline.report.strips import Strips, value_strips
 
+ABLATION = "ablation-"  # before the names of their tables
 _NOTE = "All else is as the study says."
 _MORE = {
     "train.tiles": " All seeds saw the same tiles of each number, and more tiles hold the fewer: what other tiles "
@@ -26,7 +27,8 @@ class Ablated:
     ``factor`` names what was changed (``train.views``), ``value`` is a number where it can be put on an axis.
     ``encoder`` is what a line of the chart is called: the encoder, and whatever else is not as in the study. ``dice``
     is the mean test Dice of each seed as a share of 1, ``ci`` its 95 % interval over test images where there is one,
-    ``parameters`` those of the decoder.
+    ``parameters`` those of the decoder, ``options`` the options of ``frostgrid sweep`` that make its ``runs``, of which
+    there is what :func:`pipeline.report.results.stored_runs` tells.
     """
 
     factor: str
@@ -35,6 +37,8 @@ class Ablated:
     dice: tuple[float, ...]
     parameters: int
     ci: tuple[float, float] | None = None
+    options: tuple[str, ...] = ()
+    runs: Sequence[Mapping[str, Any]] = ()
 
 
 def as_json(varied: Sequence[Ablated]) -> list[dict[str, Any]]:
@@ -52,6 +56,8 @@ def as_json(varied: Sequence[Ablated]) -> list[dict[str, Any]]:
                 "ci": None if one.ci is None else list(one.ci),
             },
             "parameters": one.parameters,
+            "options": list(one.options),
+            "runs": list(one.runs),
         }
         for one in order
         if one.dice
@@ -97,7 +103,7 @@ def _ablation(figures: Figures, factor: str, indices: Sequence[int]) -> Ablation
         )
         for index, row in zip(indices, rows, strict=True)
     )
-    name = "ablation-" + "".join(letter if letter.isalnum() else "-" for letter in factor)
+    name = ABLATION + "".join(letter if letter.isalnum() else "-" for letter in factor)
     sheet = Sheet(name, f"Mean test Dice (%) against {factor}", columns, cells, _NOTE + _MORE.get(factor, ""))
     label = f"Mean test Dice against {factor}"
     if all(isinstance(row["value"], (int, float)) for row in rows):

@@ -26,18 +26,26 @@ def answer(summary: Mapping[str, Any]) -> str:
         return f"{best['encoder']} reaches a mean test Dice of {about}. There is no other encoder to compare it with."
     text = f"{best['encoder']} has the highest mean test Dice: {about}."
     if best["rank"] is None:
+        if not evidence["ranked_seeds"]:
+            return f"{text} No seed was trained on all encoders, so that they are not ranked."
         return f"{text} These images cannot tell whether others would rank them alike."
     first = 100 * best["rank"]["first"]
     text += f" It is first in {first:.0f} % of {evidence['resamples']} resamples of the test images."
     mine = [one for one in evidence["comparisons"] if best["encoder"] in (one["a"], one["b"])]
-    others = [(one["b"] if one["a"] == best["encoder"] else one["a"], one["told_apart"]) for one in mine]
-    alike = [name for name, apart in others if not apart]
-    worse = [name for name, apart in others if apart]
+    alike = [_other(one, best["encoder"]) for one in mine if not one["told_apart"]]
+    worse = [one["b"] for one in mine if one["told_apart"] and one["a"] == best["encoder"]]
+    better = [one["a"] for one in mine if one["told_apart"] and one["b"] == best["encoder"]]
     if alike:
         text += f" Not told apart from it: {_few(alike)}."
     if worse:
         text += f" Worse beyond chance: {_few(worse)}."
+    if better:
+        text += f" Better beyond chance over the seeds that both have: {_few(better)}."
     return text
+
+
+def _other(pair: Mapping[str, Any], name: str) -> str:
+    return str(pair["b"] if pair["a"] == name else pair["a"])
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
@@ -55,7 +63,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             found.append(
                 f"{row['encoder']} has {len(row['seeds'])} of {planned} seeds: no finished run of "
                 f"seed{_s(len(missing))} {listed([str(seed) for seed in missing])}. Its means are those "
-                "of the seeds that it has."
+                "of the seeds that it has; it is compared with others over the seeds that both have."
             )
     if summary["without_runs"]:
         found.append(f"No finished run, and so in no table: {listed(summary['without_runs'])}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.report.paper import paper, row_of
 from pipeline.report.sheets import Cell, Column, Figures, Sheet, best_marked
-from stages.evidence.words import p_text
+from stages.evidence.words import listed, p_text
 
 _SCORES = {
     "tile_dice": "Dice, mean of tiles",
@@ -17,6 +17,10 @@ _SCORES = {
     "puma_micro": "PUMA micro",
     "puma_image": "PUMA image",
 }
+
+
+SHEETS = frozenset({"dice", "scores", "encoders", "comparisons", "ranks", "paper"})
+"""The names of all tables that there can be."""
 
 
 def sheets(summary: Mapping[str, Any]) -> dict[str, Sheet]:
@@ -99,6 +103,7 @@ def _comparisons(figures: Figures) -> Sheet:
                 figures.interval(*at, "ci", digits=2),
                 _p(figures, *at, "p"),
                 _p(figures, *at, "p_holm"),
+                figures.plain(*at, "seeds"),
                 Cell("yes" if one["told_apart"] else "no"),
             )
         )
@@ -109,6 +114,7 @@ def _comparisons(figures: Figures) -> Sheet:
         Column("95 % interval", ("low", "high")),
         Column("p", ("",)),
         Column("p (Holm)", ("",)),
+        Column("seeds", ("",)),
         Column("told apart"),
     )
     return Sheet(
@@ -117,7 +123,7 @@ def _comparisons(figures: Figures) -> Sheet:
         columns,
         tuple(rows),
         f"Paired over the same resampled {figures.at('evidence', 'unit')}. Interval and p are those of one comparison; "
-        f"p (Holm) allows for all {len(rows)}.",
+        f"p (Holm) allows for all {len(rows)}. Seeds: those that both have, over which they are compared.",
     )
 
 
@@ -148,6 +154,9 @@ def _ranks(figures: Figures) -> Sheet:
         Column("top 3 (%)", ("",)),
     )
     note = "How often each encoder is first, or among the best three, when the test images are drawn again."
+    common = figures.at("evidence", "ranked_seeds")
+    if any(row["seeds"] != common for row in figures.at("results")):
+        note += f" Over the seeds that all encoders have: {listed([str(seed) for seed in common])}."
     return Sheet("ranks", "Ranks by mean test Dice", columns, tuple(rows), note)
 
 

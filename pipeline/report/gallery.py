@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.finished import Finished
 from pipeline.report.palette import IGNORED, colour_of
-from pipeline.report.results import Result
 from pipeline.workspace import Workspace
 from stages.metrics import tile_dice
 from stages.tiles.dataset import IGNORE
@@ -61,14 +61,14 @@ class Pictures:
         return self._made[index]
 
 
-def gallery(workspace: Workspace, result: Result, pictures: Pictures) -> Gallery:
+def gallery(workspace: Workspace, result: Finished, pictures: Pictures) -> Gallery:
     """Show an encoder's best, median and worst test tile by the Dice of the tile, with its first finished seed.
 
     Raises :class:`store.errors.FrostgridError` where the feature cache or the images are not at hand.
     """
     seed, run = next(iter(sorted(result.runs.items())))
     dice = tile_dice(run.result.best_counts("test"))
-    chosen = _chosen(dice)
+    chosen = chosen_tiles(dice)
     tiles = workspace.tiles["test"]
     predicted = result.job.predict(run, [PlannedView(tiles[index], 0) for index in chosen.values()])
     exhibits = []
@@ -89,15 +89,12 @@ def gallery(workspace: Workspace, result: Result, pictures: Pictures) -> Gallery
     return Gallery(result.encoder, seed, tuple(exhibits))
 
 
-def _chosen(dice: NDArray[np.float64]) -> dict[str, int]:
+def chosen_tiles(dice: NDArray[np.float64]) -> dict[str, int]:
     """Name the best, median and worst of the tiles that have a Dice; fewer where there are fewer tiles."""
     order = [int(index) for index in np.argsort(-dice, kind="stable") if not np.isnan(dice[index])]
     places = {"best": 0, "median": len(order) // 2, "worst": len(order) - 1}
-    found: dict[str, int] = {}
-    for which, place in places.items():
-        if order and order[place] not in found.values():
-            found[which] = order[place]
-    return found
+    shown = ("best", "worst", "median")[: len(order)]
+    return {which: order[place] for which, place in places.items() if which in shown}
 
 
 def painted(mask: NDArray[np.uint8]) -> str:

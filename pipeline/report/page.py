@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from pipeline.finished import Finished
 from pipeline.report import strips
 from pipeline.report.ablations import ablations
 from pipeline.report.charts import Curve, learning_curves
@@ -20,7 +21,6 @@ from pipeline.report.gallery import RIGHT, WRONG, Gallery
 from pipeline.report.palette import IGNORED, colour_of
 from pipeline.report.paper import paper
 from pipeline.report.repeating import repeating
-from pipeline.report.results import Result
 from pipeline.report.sheets import Cell, Figures, Sheet
 from pipeline.report.svg import picture, spanning
 from stages.metrics import mean_over_classes, pooled_dice
@@ -48,7 +48,7 @@ class Confusion:
 def page(
     summary: Mapping[str, Any],
     sheets: Mapping[str, Sheet],
-    results: Sequence[Result],
+    results: Sequence[Finished],
     galleries: Sequence[Gallery],
     lacking: Mapping[str, str],
 ) -> str:
@@ -160,7 +160,7 @@ def _capacity_words(name: str) -> str:
     return f"{name}: below {CAPACITIES[index].below / 1e6:.0f} M"
 
 
-def _curves(results: Sequence[Result], summary: Mapping[str, Any]) -> list[Curves]:
+def _curves(results: Sequence[Finished], summary: Mapping[str, Any]) -> list[Curves]:
     runs = {result.encoder: result.runs for result in results}
     order = [row["encoder"] for row in summary["results"]]
     losses = [float(loss) for name in order for run in runs[name].values() for loss in run.result.losses]

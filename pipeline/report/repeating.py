@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,25 +11,35 @@ from typing import Any
 def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the last section of the page shows.
 
-    ``study``: the resolved study as TOML, ``environments`` the distinct ones of all runs, ``runs`` their folders and
-    fingerprints, ``tokens`` the key of each encoder's cache.
+    ``commands``: what makes all of it; ``study``: the resolved study as TOML, ``environments`` the distinct ones of all
+    runs, ``runs`` their folders and fingerprints, ``tokens`` the key of each encoder's cache.
     """
     environments: dict[str, dict[str, Any]] = {}
     for row in summary["results"]:
         for one in row["environments"]:
             environments[json.dumps(one, sort_keys=True)] = one
-    name = summary["study"]["name"]
+    study = f"{summary['study']['name']}.toml"
     seeds = 1 + max(max(row["seeds"]) for row in summary["results"])  # some in between may be missing
+    outside = [row["reference"] for row in summary["results"] if not row["in_study"]]
+    encoders = [part for name in outside for part in ("--encoder", name)]
+    varied = summary["ablations"]
+    commands = [["extract", study], ["train", study, "--seeds", str(seeds)]]
+    if outside:
+        commands += [["extract", study, *encoders], ["train", study, *encoders, "--seeds", str(seeds)]]
+    for row in varied:
+        count = 1 + max(run["seed"] for run in row["runs"])
+        commands.append(["sweep", study, *row["options"], "--seeds", str(count)])
+    commands.append(["report", study, "--seeds", str(seeds)])
+    runs = [(row["encoder"], run) for row in summary["results"] for run in row["runs"]]
+    runs += [
+        (f"{row['encoder']}, {row['factor']} {row['value']}", run) for row in varied for run in row["runs"]
+    ]
     return {
-        "commands": [
-            f"frostgrid extract {name}.toml",
-            f"frostgrid train {name}.toml --seeds {seeds}",
-            f"frostgrid report {name}.toml",
-        ],
+        "commands": list(dict.fromkeys(shlex.join(["frostgrid", *command]) for command in commands)),
         "study": as_toml({key: value for key, value in summary["study"].items() if key != "name"}),
         "environments": list(environments.values()),
         "tokens": [(row["encoder"], row["tokens"]) for row in summary["results"]],
-        "runs": [(row["encoder"], run) for row in summary["results"] for run in row["runs"]],
+        "runs": list({run["folder"]: (name, run) for name, run in reversed(runs)}.values())[::-1],
     }
 
 

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from pipeline import engine
-from pipeline.finished import Finished, without_weights
+from pipeline.finished import Finished
+from pipeline.recorded import unreadable_runs
 from pipeline.scoresheets import by_class, by_tile, write_csv
 from pipeline.workspace import Workspace
-from stages.training.record import StoredRun
+from stages.encoders import canonical_name
+from stages.training.record import RUN
 from store.disk_errors import storage_errors
 from store.durable import make_folder
-from store.errors import InputError, VerificationError
+from store.errors import InputError
+from store.identity import fingerprint
 
 HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 
-@dataclass(frozen=True, eq=False)
-class Result(Finished):
-    """The finished runs of one encoder under one decoder; the seeds without one; what was damaged, by seed."""
-
-    missing: tuple[int, ...]
-    damaged: Mapping[int, VerificationError]
-
-    @property
-    def slug(self) -> str:
-        """The name its files have."""
-        return f"{self.job.slug}-{self.decoder}"
-
-
-def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
+def collect(workspace: Workspace, seeds: int | None) -> list[Finished]:
     """Find the finished runs of every encoder of the study, and of any other trained on it, as the study is now.
 
-    A damaged run counts for nothing and is kept as what was found. Raises :class:`InputError` where there is no
-    finished run, and the first :class:`VerificationError` where there are only damaged ones.
+    A damaged run counts for nothing and is kept as what was found; :func:`left_out` says of which runs nothing is
+    found. Raises :class:`InputError` where there is no finished run, and the first :class:`VerificationError` where
+    there are only damaged ones.
     """
-    names = [*workspace.study.encoders.names, *engine.trained_encoders(workspace)]
-    results = []
-    for job in engine.jobs(workspace, names, seeds):
-        done: dict[int, StoredRun] = {}
-        damaged: dict[int, VerificationError] = {}
-        for seed in job.seeds:
-            try:
-                run = job.finished(seed)
-            except VerificationError as error:
-                damaged[seed] = error
-                continue
-            if run is not None:
-                done[seed] = without_weights(run) if done else run  # one decoder is enough for the gallery
-        missing = tuple(seed for seed in job.seeds if seed not in done and seed not in damaged)
-        results.append(Result(job, done, missing, damaged))
+    others, _ = _known_encoders(workspace)
+    results = [
+        Finished.of(job) for job in engine.jobs(workspace, [*workspace.study.encoders.names, *others], seeds)
+    ]
     if not any(result.runs for result in results):
         for result in results:
-            for found in result.damaged.values():
-                raise found
+            result.undamaged()
         raise InputError(
             "There is no finished run of this study",
             where=workspace.results,
@@ -64,7 +43,45 @@ def collect(workspace: Workspace, seeds: int | None) -> list[Result]:
     return results
 
 
-def write_results(workspace: Workspace, results: Sequence[Result]) -> None:
+def left_out(workspace: Workspace, results: Sequence[Finished]) -> tuple[list[str], list[str]]:
+    """Return sentences on runs of which ``results`` say nothing: of encoders not known here, and unreadable ones."""
+    _, gone = _known_encoders(workspace)
+    unknown = [f"The runs of {name} were left out: {error}" for name, error in gone.items()]
+    named = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
+    unread = [folder for folder in unreadable_runs(workspace) if folder not in named]
+    damaged = [f"A run is damaged and was left out: {folder / RUN} cannot be read" for folder in unread]
+    return unknown, damaged
+
+
+def _known_encoders(workspace: Workspace) -> tuple[list[str], dict[str, InputError]]:
+    """Return the encoders of all runs in the results, and those that are not installed here with what says so."""
+    known: list[str] = []
+    gone: dict[str, InputError] = {}
+    for reference in engine.trained_encoders(workspace):
+        try:
+            canonical_name(reference)
+            workspace.describe(reference)
+        except InputError as error:
+            gone[reference] = error
+        else:
+            known.append(reference)
+    return known, gone
+
+
+def stored_runs(workspace: Workspace, found: Finished) -> list[dict[str, Any]]:
+    """Return of each run its seed, its folder below the results, its fingerprint and its best epoch, for JSON."""
+    return [
+        {
+            "seed": seed,
+            "folder": run.folder.relative_to(workspace.results).as_posix(),
+            "fingerprint": fingerprint(run.identity),
+            "best_epoch": run.result.best_epoch,
+        }
+        for seed, run in found.runs.items()
+    ]
+
+
+def write_results(workspace: Workspace, results: Sequence[Finished]) -> None:
     """Write ``results.csv`` (pooled, a row a class) and ``tiles.csv`` (a row a tile and class)."""
     classes = workspace.dataset.classes
     names = {split: [tile.name for tile in workspace.tiles[split]] for split in HELD_OUT}

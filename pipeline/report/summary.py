@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.finished import Finished
 from pipeline.report.ablations import Ablated, as_json
 from pipeline.report.conclusions import answer, notes
 from pipeline.report.paper import beside, table_of
-from pipeline.report.results import Result
+from pipeline.report.results import stored_runs
 from pipeline.workspace import Workspace
+from stages.encoders import canonical_name
 from stages.evidence import LEVEL, Evidence, Interval, assess
 from stages.evidence.words import comparison_sentence
 from stages.metrics import (
@@ -30,11 +32,10 @@ from stages.metrics import (
 from stages.tiles.tiling import Tile
 from store.disk_errors import storage_errors
 from store.durable import put_replacing
-from store.identity import fingerprint
 
 
 def summarise(
-    workspace: Workspace, results: Sequence[Result], varied: Sequence[Ablated] = ()
+    workspace: Workspace, results: Sequence[Finished], varied: Sequence[Ablated] = ()
 ) -> dict[str, Any]:
     """Return everything that is known of a study's finished runs, as JSON-able values.
 
@@ -47,7 +48,7 @@ def summarise(
     tested = [result for result in results if result.runs]
     counted = {result.encoder: result.test_counts for result in tested}
     clusters, unit = clusters_of(workspace.tiles["test"])
-    found = assess(counted, clusters)
+    found = assess(counted, clusters, seeds={result.encoder: tuple(result.runs) for result in tested})
     rows = [_row(workspace, result, counted[result.encoder], found) for result in tested]
     rows.sort(key=lambda row: (-(row["mean_dice"]["mean"] or 0.0), row["encoder"]))
     summary: dict[str, Any] = {
@@ -90,7 +91,7 @@ def clusters_of(tiles: Sequence[Tile]) -> tuple[list[str], str]:
     return named, "groups" if None in patients else "patients"
 
 
-def _row(workspace: Workspace, result: Result, counted: Counts, found: Evidence) -> dict[str, Any]:
+def _row(workspace: Workspace, result: Finished, counted: Counts, found: Evidence) -> dict[str, Any]:
     classes = workspace.dataset.classes
     about, runs = result.job.about, list(result.runs.values())
     per_class = pooled_dice(counted)
@@ -104,6 +105,8 @@ def _row(workspace: Workspace, result: Result, counted: Counts, found: Evidence)
     confusion = np.stack([run.result.best_confusions("test") for run in runs]).sum(axis=(0, 1))
     return {
         "encoder": result.encoder,
+        "reference": result.job.reference,
+        "in_study": result.encoder in map(canonical_name, workspace.study.encoders.names),
         "title": about.title,
         "decoder": result.decoder,
         "encoder_parameters": about.parameters,
@@ -141,15 +144,7 @@ def _row(workspace: Workspace, result: Result, counted: Counts, found: Evidence)
             result.encoder,
             {**{name: dice[name]["mean"] for name in classes}, "average": mean_dice["mean"]},
         ),
-        "runs": [
-            {
-                "seed": seed,
-                "folder": run.folder.relative_to(workspace.results).as_posix(),
-                "fingerprint": fingerprint(run.identity),
-                "best_epoch": run.result.best_epoch,
-            }
-            for seed, run in result.runs.items()
-        ],
+        "runs": stored_runs(workspace, result),
         "tokens": runs[0].identity["tokens"],
         "environments": _distinct([dict(run.environment) for run in runs]),
     }
@@ -187,10 +182,13 @@ def _evidence(workspace: Workspace, found: Evidence, unit: str) -> dict[str, Any
         "resamples": found.resamples,
         "level": LEVEL,
         "seed": found.seed,
+        "ranked_seeds": list(found.ranked_seeds),
         "comparisons": [
             {
                 "a": one.a,
                 "b": one.b,
+                "seeds": len(one.seeds),
+                "all_seeds": one.all_seeds,
                 "difference": _number(one.difference),
                 "ci": _interval(one.interval),
                 "p": one.p,

@@ -3,61 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.finished import Finished
 from pipeline.recorded import EVERY_RUN, run_folders
 from pipeline.report.ablations import Ablated
-from pipeline.report.results import Result
+from pipeline.report.results import stored_runs
 from pipeline.report.summary import clusters_of
-from pipeline.sweeping import variants
+from pipeline.sweeping import DEFAULT, variants
 from pipeline.workspace import Workspace
+from stages.decoders import decoder_options
 from stages.evidence import assess
-from store.errors import VerificationError
+from stages.evidence.words import listed
 
 DECODER, OPTIONS = "decoder", "train.decoder_options."
 
 
-def swept(
-    workspace: Workspace, results: Sequence[Result], seeds: int | None = None
-) -> tuple[list[Ablated], list[str]]:
-    """Return every factor that was varied with its values, and a sentence where a damaged run forbids it.
+@dataclass
+class Swept:
+    """What was varied, factor by factor; in sentences, what of it is left out, and which runs are damaged."""
+
+    ablated: list[Ablated] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def swept(workspace: Workspace, results: Sequence[Finished], seeds: int | None = None) -> Swept:
+    """Return every factor that was varied with its values, all of them over the same seeds.
 
     A factor's values stand beside one another where all else is the same. ``results``: the study's own runs, from
     which everything that a line has in common with the study is known and not said. ``seeds`` as for
-    :func:`pipeline.report.results.collect`; None for all that were trained.
+    :func:`pipeline.report.results.collect`.
     """
     own = {run.folder for result in results for run in result.runs.values()}
-    damaged = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
-    if own | damaged >= set(run_folders(workspace.results, EVERY_RUN)):
-        return [], []
-    try:
-        found = variants(workspace, seeds)
-    except VerificationError as error:
-        return [], [f"No ablations are shown, as one of the runs is damaged: {error}"]
-    base = next((one for one in found if any(run.folder in own for run in one.runs.values())), None)
+    named = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
+    made = Swept()
+    if own | named >= set(run_folders(workspace.results, EVERY_RUN)):
+        return made
+    count = seeds or workspace.study.train.seeds
+    everything = variants(workspace)
+    highest = max((seed for one in everything for seed in one.runs), default=0)
+    if highest >= count:
+        made.notes.append(
+            f"There are runs of more than the {count} seeds that are shown: frostgrid report --seeds {highest + 1} "
+            "shows them all."
+        )
+    for one in everything:
+        for error in one.damaged.values():
+            if Path(error.where or "").parent not in named:
+                made.damaged.append(f"A run of a sweep is damaged and was left out: {error}")
+    shown = [one.over(range(count)) for one in everything]
+    shown = [one for one in shown if one.runs]
+    base = next((one for one in shown if any(run.folder in own for run in one.runs.values())), None)
     usual = {} if base is None else _settings(base)
-    groups: dict[tuple[str, str], dict[str, Finished]] = {}
+    for (factor, rest), members in _groups(shown).items():
+        if len(members) > 1:
+            _add(made, workspace, factor, _line(rest, usual), members, usual)
+    return made
+
+
+_Rest = tuple[tuple[str, str], ...]
+
+
+def _groups(found: Sequence[Finished]) -> dict[tuple[str, _Rest], dict[str, Finished]]:
+    """Return the values of each factor, by all else that their runs have in common: the encoder and other settings."""
+    groups: dict[tuple[str, _Rest], dict[str, Finished]] = {}
     for one in found:
         settings = _settings(one)
         for factor in settings:
-            if settings[factor] == "":
+            if settings[factor] == "":  # another decoder's option
                 continue
             rest = {
                 name: value
                 for name, value in settings.items()
                 if name != factor and not (factor == DECODER and name.startswith(OPTIONS))
             }
-            line = ", ".join(
-                [one.encoder, *(f"{n} {v}" for n, v in rest.items() if v not in ("", usual.get(n, "")))]
+            key = factor, (("encoder", one.encoder), *sorted(rest.items()))
+            groups.setdefault(key, {})[_value(one, factor, settings, found)] = one
+    return groups
+
+
+def _line(rest: _Rest, usual: Mapping[str, str]) -> str:
+    (_, encoder), *others = rest
+    return ", ".join([encoder, *(f"{name} {v}" for name, v in others if v not in ("", usual.get(name, "")))])
+
+
+def _add(
+    made: Swept,
+    workspace: Workspace,
+    factor: str,
+    line: str,
+    members: Mapping[str, Finished],
+    usual: Mapping[str, str],
+) -> None:
+    """Add a line of a factor, over the seeds that all of its values have."""
+    common = set.intersection(*(set(one.runs) for one in members.values()))
+    if not common:
+        made.notes.append(f"{factor} of {line} is not shown: no seed was trained with all of its values.")
+        return
+    if any(len(one.runs) > len(common) for one in members.values()):
+        which = f"seed{'s' if len(common) > 1 else ''} {listed([str(seed) for seed in sorted(common)])}"
+        made.notes.append(f"{factor} of {line} is shown over {which} alone, which all of its values have.")
+    clusters, _ = clusters_of(workspace.tiles["test"])
+    for value, whole in members.items():
+        one = whole.over(common)
+        interval = assess({line: one.test_counts}, clusters).mean[line]
+        made.ablated.append(
+            Ablated(
+                factor,
+                _number(value),
+                line,
+                tuple(one.dice.tolist()),
+                one.decoder_parameters,
+                None if interval is None else (interval.low, interval.high),
+                _options(one, usual),
+                stored_runs(workspace, one),
             )
-            groups.setdefault((factor, line), {})[_value(one, factor, settings, found)] = one
-    return [
-        _ablated(workspace, factor, value, line, one)
-        for (factor, line), members in groups.items()
-        if len(members) > 1
-        for value, one in members.items()
-    ], []
+        )
 
 
 def _settings(one: Finished) -> dict[str, str]:
@@ -78,17 +141,16 @@ def _value(one: Finished, factor: str, settings: Mapping[str, str], found: Seque
     return " ".join([one.decoder, *([f"({', '.join(said)})"] if said else [])])
 
 
-def _ablated(workspace: Workspace, factor: str, value: str, line: str, one: Finished) -> Ablated:
-    clusters, _ = clusters_of(workspace.tiles["test"])
-    interval = assess({line: one.test_counts}, clusters).mean[line]
-    return Ablated(
-        factor,
-        _number(value),
-        line,
-        tuple(one.dice.tolist()),
-        one.decoder_parameters,
-        None if interval is None else (interval.low, interval.high),
-    )
+def _options(one: Finished, usual: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the options of ``frostgrid sweep`` that make these runs of the study."""
+    plain = decoder_options(one.decoder, {})
+    set_to = {n: v for n, v in one.job.settings.options.items() if v is not None and v != plain[n]}
+    decoder = ":".join([one.decoder, *([",".join(f"{n}={v}" for n, v in set_to.items())] if set_to else [])])
+    given = ["--encoder", one.job.reference, "--decoder", decoder]
+    for name, value in one.factors.items():
+        if not name.startswith(OPTIONS) and value not in ("", DEFAULT, usual.get(name, "")):
+            given += ["--set", f"{name}={value}"]
+    return tuple(given)
 
 
 def _number(text: str) -> float | str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from scipy import stats
 
+from stages.evidence.by_seed import BySeed, common_seeds
 from stages.evidence.resampling import LEAST_RESAMPLES, LEVEL, Interval
 from stages.metrics import Floats
 
@@ -18,15 +19,18 @@ _ROUNDING = 1e-12  # of sums of a few Dice
 
 @dataclass(frozen=True)
 class Comparison:
-    """``difference``: the Dice of ``a`` minus that of ``b``, both averaged over their seeds.
+    """``difference``: the Dice of ``a`` minus that of ``b``, both averaged over ``seeds``, which are those of both.
 
-    ``interval`` is that of this one difference, ``p`` its two-sided p value, ``p_holm`` the same after Holm's
-    correction over all comparisons made together. All three are None with fewer than two clusters,
-    or where there are too few resamples.
+    ``all_seeds``: whether neither has others. ``interval`` is that of this one difference, ``p`` its two-sided p value,
+    ``p_holm`` the same after Holm's correction over all comparisons made together. All three are None with fewer than
+    two clusters, where there are too few resamples, and without a common seed: then ``difference`` is that of the
+    means over all seeds.
     """
 
     a: str
     b: str
+    seeds: tuple[int, ...]
+    all_seeds: bool
     difference: float
     interval: Interval | None
     p: float | None
@@ -59,18 +63,24 @@ def compare(
     return difference, interval, float(2 * stats.t.sf(abs(difference) / error, clusters - 1))
 
 
-def compare_all(
-    estimates: Mapping[str, float], draws: Mapping[str, Floats], clusters: int
-) -> tuple[Comparison, ...]:
+def compare_all(scores: Mapping[str, BySeed], clusters: int) -> tuple[Comparison, ...]:
     """Compare every pair of encoders, the better one first, those with the highest Dice before the others."""
-    order = sorted(estimates, key=lambda name: (-estimates[name], name))
-    pairs = list(combinations(order, 2))
-    found = [compare((estimates[a], estimates[b]), (draws[a], draws[b]), clusters) for a, b in pairs]
-    corrected = holm([p for _, _, p in found])
-    return tuple(
-        Comparison(a, b, difference, interval, p, p_holm)
-        for (a, b), (difference, interval, p), p_holm in zip(pairs, found, corrected, strict=True)
-    )
+    means = {name: one.mean()[0] for name, one in scores.items()}
+    order = sorted(means, key=lambda name: (-means[name], name))
+    found = []
+    for a, b in combinations(order, 2):
+        seeds = common_seeds([scores[a], scores[b]])
+        whole = set(scores[a].seeds) == set(scores[b].seeds)
+        if not seeds:
+            found.append(Comparison(a, b, seeds, whole, means[a] - means[b], None, None, None))
+            continue
+        ours, others = scores[a].over(seeds), scores[b].over(seeds)
+        if ours[0] < others[0]:  # over all their seeds it is the other way round
+            a, b, ours, others = b, a, others, ours
+        tested = compare((ours[0], others[0]), (ours[1], others[1]), clusters)
+        found.append(Comparison(a, b, seeds, whole, *tested, None))
+    corrected = holm([one.p for one in found])
+    return tuple(replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

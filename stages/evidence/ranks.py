@@ -34,12 +34,12 @@ class Rank:
         return sum(self.shares[:3])
 
 
-def rank_all(estimates: Mapping[str, float], draws: Mapping[str, Floats]) -> dict[str, Rank]:
-    """Rank all encoders in every resample, from their scores (R,) there; the highest is first, NaN last."""
-    names = list(estimates)
-    observed = stats.rankdata([_lowest(np.array([-estimates[name]]))[0] for name in names], method="min")
-    scores = _lowest(-np.stack([draws[name] for name in names], axis=1))
-    ranks = stats.rankdata(scores, method="min", axis=1).astype(np.intp)
+def rank_all(scores: Mapping[str, tuple[float, Floats]]) -> dict[str, Rank]:
+    """Rank all encoders on the test set and in every resample, from their scores there: one, and (R,); NaN is last."""
+    names = list(scores)
+    observed = stats.rankdata([_lowest(np.array([-scores[name][0]]))[0] for name in names], method="min")
+    drawn = _lowest(-np.stack([scores[name][1] for name in names], axis=1))
+    ranks = stats.rankdata(drawn, method="min", axis=1).astype(np.intp)
     found = {}
     for index, name in enumerate(names):
         reached = ranks[:, index]

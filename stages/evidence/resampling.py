@@ -100,12 +100,12 @@ class Resampling:
         return dice_of(np.tensordot(self.weights, by_cluster, axes=(1, 3)))
 
     def scores(self, counted: Counts) -> tuple[Floats, Floats]:
-        """Return the mean Dice (R,) and the Dice of each class (R, C) of every resample, averaged over seeds.
+        """Return of every resample the mean Dice (R, S) of each seed, and the Dice (R, C) of each class over all seeds.
 
         Takes counts (S, N, C, 3). NaN where a resample holds nothing of a class, in truth or in prediction.
         """
         dice = self.dice(counted)
-        return mean_of_present(mean_over_classes(dice), axis=-1), mean_of_present(dice, axis=1)
+        return mean_over_classes(dice), mean_of_present(dice, axis=1)
 
 
 def _member(clusters: Sequence[str], names: Sequence[str]) -> Floats:

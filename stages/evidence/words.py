@@ -10,12 +10,17 @@ from stages.evidence.resampling import LEVEL, Interval
 
 def comparison_sentence(found: Comparison, images: str, comparisons: int) -> str:
     """Return one plain sentence on one comparison; ``images`` is what it was made on, such as ``10 images``."""
+    if not found.seeds:
+        return f"{found.a} and {found.b} have no seed in common, and are not compared."
     if found.interval is None or found.p is None or found.p_holm is None:
         return f"{found.a} and {found.b} cannot be compared on {images}: nothing tells how they would do on others."
     corrected = p_phrase(found.p_holm)
     if comparisons > 1:
         corrected += f" after correction for {comparisons} comparisons"
     apart = f"{100 * abs(found.difference):.2f} points, {_reach(found.interval)}, {corrected}"
+    if not found.all_seeds:
+        count = len(found.seeds)
+        apart += f"; over the {'seed' if count == 1 else f'{count} seeds'} that both have"
     if found.told_apart:
         sentence = f"{found.a} segments better than {found.b} on these {images} ({apart})."
     else:

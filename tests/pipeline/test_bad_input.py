@@ -197,3 +197,15 @@ def test_a_read_only_cache_trains_but_is_not_written_to(tmp_path: Path) -> None:
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", "-l", cache], check=True)
+
+
+def test_true_label_images_without_a_prediction_are_said_to_be_in_no_score(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 6, (16, 16), dtype=np.uint8)
+    for name in ("predicted/a", "true/a", "true/b", "true/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / f"{name}.tif", labels)
+    done = frostgrid("data", "score", tmp_path / "predicted", tmp_path / "true", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["images"], found["not_scored"]) == ({"a.tif": 1.0}, ["b.tif", "c.tif"])
+    assert "2 of 3 true label images have no prediction and are in no score, such as b.tif" in done.stderr

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cachekit import Home
+from cachekit import Home, flip_bit
 from studykit import FOLDER, frostgrid, write_study
 
 STUDY = (
@@ -71,17 +72,66 @@ def test_a_study_does_not_differ_from_itself(two: Home) -> None:
     assert "the two studies say the same" in compare(two, "small").stdout
 
 
-def test_another_tile_size_is_compared_image_by_image(two: Home) -> None:
-    text = two.study.read_text().replace("tile_px = 32", "tile_px = 24")
-    write_study(two.folder, text.replace('["stain", "pixels"]', '["stain"]'), "smaller")
+def test_another_tile_size_is_compared_where_tiles_show_the_same_of_their_images(two: Home) -> None:
+    """Tiles of 32 px in the middle of 40 px: of 24 px they show less, of 16 px at half the scale the same."""
     at = ("--cache", two.cache, "--runs", two.folder / "runs")
-    assert frostgrid("run", two.folder / "smaller.toml", *at).exit_code == 0
-    found = json.loads(compare(two, "smaller", "--json").stdout)
+    text = two.study.read_text().replace('["stain", "pixels"]', '["stain"]')
+    write_study(two.folder, text.replace("tile_px = 32", "tile_px = 24"), "less")
+    write_study(two.folder, text.replace("tile_px = 32", "tile_px = 16\nscale = 0.5"), "coarser")
+    for name in ("less", "coarser"):
+        assert frostgrid("run", two.folder / f"{name}.toml", *at).exit_code == 0
+    other = json.loads(compare(two, "less", "--json").stdout)
+    assert not other["paired"] and other["why_not"].startswith("their tiles cover other parts of the images")
+    assert other["encoders"][0]["p"] is None
+    found = json.loads(compare(two, "coarser", "--json").stdout)
     assert found["paired"]
     (row,) = found["encoders"]
     assert row["a"]["encoder"] == "stain" and row["ci"] is not None
     assert found["only_in_a"] == ["pixels"] and found["only_in_b"] == []
-    assert row["b"]["mean"] == pytest.approx(mean_dice(two, "smaller", "stain"))
+    assert row["b"]["mean"] == pytest.approx(mean_dice(two, "coarser", "stain"))
+
+
+def test_studies_are_compared_over_common_seeds_and_what_lacks_or_is_damaged_is_said(
+    two: Home, tmp_path: Path
+) -> None:
+    shutil.copytree(two.folder, tmp_path / "copy")
+    home = Home(tmp_path / "copy", text=STUDY)
+    write_study(home.folder, home.study.read_text().replace("epochs = 2", "epochs = 2\nlr = 0.2"), "quick")
+    (gone,) = home.folder.glob("runs/quick/stain/linear/seed-001-*")
+    (broken,) = home.folder.glob("runs/quick/pixels/linear/seed-000-*")
+    shutil.rmtree(gone)
+    flip_bit(broken / "losses.csv", 5)
+    done = compare(home, "quick", "--json")
+    assert done.exit_code == 4 and str(broken) in done.stderr
+    found = json.loads(done.stdout)
+    assert found["missing"] == [[], ["stain, seed 1"]]
+    assert [len(side) for side in found["damaged"]] == [0, 1]
+    rows = {row["a"]["encoder"]: row for row in found["encoders"]}
+    assert {name: (row["seeds"], row["left_out"]) for name, row in rows.items()} == {
+        "stain": ([0], [1]),
+        "pixels": ([1], [0]),
+    }
+    alone = json.loads(compare(two, "quick", "--seeds", "1", "--json").stdout)
+    (wanted,) = (row for row in alone["encoders"] if row["a"]["encoder"] == "stain")
+    assert [rows["stain"][name] for name in ("difference", "ci", "p")] == [
+        wanted[name] for name in ("difference", "ci", "p")
+    ]
+    said = compare(home, "quick").stdout
+    assert "over seed 0 alone, which both have" in said and "over seed 1 alone, which both have" in said
+    assert "missing in quick: stain, seed 1" in said
+    assert "damaged in quick and left out: " in said
+    (other,) = home.folder.glob("runs/small/stain/linear/seed-000-*")
+    shutil.rmtree(other)
+    said = compare(home, "quick").stdout
+    assert "not tested: they have no seed in common" in said
+
+
+def test_names_keep_their_hyphens(two: Home) -> None:
+    write_study(two.folder, two.study.read_text().replace("epochs = 2", "epochs = 2\nlr = 0.2"), "my-quick")
+    shutil.copytree(two.folder / "runs/quick", two.folder / "runs/my-quick")
+    assert (
+        "in my-quick" in compare(two, "my-quick").stdout and "my−quick" not in compare(two, "my-quick").stdout
+    )
 
 
 def test_other_classes_are_not_tested_and_it_says_why(two: Home, tmp_path: Path) -> None:

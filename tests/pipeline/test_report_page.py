@@ -16,6 +16,9 @@ from pagekit import Page, check_cell
 from PIL import Image
 from studykit import FOLDER, frostgrid, write_folder
 
+from stages.training.record import read_record
+from store.documents import encode
+
 STUDY = (
     FOLDER.replace("test = 2", "test = 4")
     .replace('names = ["stain"]', 'names = ["stain", "pixels"]')
@@ -185,6 +188,13 @@ def test_a_missing_seed_is_said_and_the_mean_is_of_those_there_are(copied: Home)
     assert summary(copied)["results"][0]["missing_seeds"] + summary(copied)["results"][1][
         "missing_seeds"
     ] == [1]
+    (pair,) = summary(copied)["evidence"]["comparisons"]
+    assert (pair["seeds"], pair["all_seeds"]) == (2, False)
+    assert "over the 2 seeds that both have" in found_sentence(copied)
+    by_seed = [mean_dice(copied, encoder) for encoder in (pair["a"], pair["b"])]
+    means = [np.mean([scores[seed] for seed in ("0", "2")]) for scores in by_seed]
+    assert pair["difference"] == pytest.approx(means[0] - means[1])
+    assert "Over the seeds that all encoders have: 0 and 2." in page(copied).text
 
 
 def test_a_damaged_run_is_left_out_and_named_and_the_status_says_so(copied: Home) -> None:
@@ -202,20 +212,85 @@ def test_a_damaged_run_is_left_out_and_named_and_the_status_says_so(copied: Home
     assert "ablations" not in found.text
 
 
-def test_a_damaged_run_of_a_sweep_hides_the_ablations_and_is_named(copied: Home) -> None:
-    usual = copied.study.read_text()
-    copied.study.write_text(usual.replace("lr = 0.05", "lr = 0.02"))
-    assert copied.run("train", "--encoder", "stain").exit_code == 0
-    copied.study.write_text(usual)
+def found_sentence(home: Home) -> str:
+    (pair,) = summary(home)["evidence"]["comparisons"]
+    assert pair["sentence"].replace(" %", "\xa0%") in page(home).text
+    return str(pair["sentence"])
+
+
+def test_a_damaged_run_of_a_sweep_is_left_out_and_named_and_its_factor_is_over_the_seeds_left(
+    copied: Home,
+) -> None:
+    before = dice_row(copied, "stain")
+    assert copied.run("sweep", "--encoder", "stain", "--set", "train.lr=0.02,0.1").exit_code == 0
+    runs = copied.folder / "runs/small"
+    with (runs / "sweep.csv").open(encoding="utf-8") as file:
+        swept = [row for row in csv.DictReader(file) if row["encoder"] == "stain"]
+    (victim,) = (
+        path
+        for path in runs.glob("stain/linear/seed-001-*")
+        if read_record(path)["identity"]["settings"]["lr"] == 0.02
+    )
+    flip_bit(victim / "losses.csv", 5)
+    done = copied.run("report")
+    assert done.exit_code == 4 and str(victim) in done.stderr
+    found = page(copied)
+    assert (
+        f"A run of a sweep is damaged and was left out: The file is not what was written [{victim}"
+        in found.text
+    )
+    assert "train.lr of stain is shown over seeds 0 and 2 alone, which all of its values have." in found.text
+    assert dice_row(copied, "stain") == before
+    table = found.tables["Mean test Dice (%) against train.lr"]
+    for lr, row in zip(("0.02", "0.05", "0.1"), table[1:], strict=True):
+        dice = [
+            [float(one["dice"]) for one in swept if (one["train.lr"], one["seed"]) == (lr, seed)]
+            for seed in "02"
+        ]
+        assert row[2].text == f"{100 * np.mean(dice):.2f} ± {100 * np.std(np.mean(dice, axis=1), ddof=1):.2f}"
+    shutil.rmtree(victim)
+    again = copied.run("report")
+    assert again.exit_code == 0 and "over seeds 0 and 2 alone" in page(copied).text
+
+
+def test_runs_of_an_encoder_that_is_no_longer_installed_are_named_and_all_else_is_reported(
+    copied: Home,
+) -> None:
+    before = dice_row(copied, "stain")
+    (run,) = (copied.folder / "runs/small/pixels/linear").glob("seed-000-*")
+    body = read_record(run)
+    body["identity"]["encoder"] = "gone"
+    gone = copied.folder / "runs/small/gone/linear" / run.name
+    shutil.copytree(run, gone)
+    (gone / "run.json").write_bytes(encode("run", 2, body))
+    done = copied.run("report")
+    assert done.exit_code == 0, done.output
+    assert "The runs of gone were left out: " in done.stderr
+    assert "The runs of gone were left out: " in page(copied).text
+    assert dice_row(copied, "stain") == before
+
+
+def test_a_damaged_run_of_a_sweep_takes_nothing_from_the_study_where_its_cache_is_gone(copied: Home) -> None:
+    before = dice_row(copied, "stain")
+    assert copied.run("sweep", "--encoder", "stain", "--set", "train.lr=0.02").exit_code == 0
     own = {run["folder"] for row in summary(copied)["results"] for run in row["runs"]}
     runs = copied.folder / "runs/small"
-    victim = next(p for p in runs.glob("stain/linear/seed-*") if p.relative_to(runs).as_posix() not in own)
-    flip_bit(victim / "losses.csv", 5)
-    before = dice_row(copied, "stain")
-    assert copied.run("report").exit_code == 0
-    assert "No ablations are shown, as one of the runs is damaged" in page(copied).text
-    assert str(victim) in page(copied).text
+    for path in runs.glob("stain/linear/seed-*"):
+        if path.relative_to(runs).as_posix() not in own:
+            flip_bit(path / "losses.csv", 5)
+    shutil.rmtree(copied.store("stain"))
+    assert copied.run("report").exit_code == 4
     assert dice_row(copied, "stain") == before
+
+
+def test_one_cache_that_cannot_be_read_leaves_a_page_of_the_others(copied: Home) -> None:
+    shutil.rmtree(copied.folder / "runs")
+    shard = next(path for path in copied.store("pixels").rglob("c.*") if path.parent.name == "tokens")
+    flip_bit(shard, 300)
+    done = copied.run("run")
+    assert done.exit_code == 4 and str(shard) in done.stderr
+    assert "No finished run, and so in no table: pixels." in page(copied).text
+    assert dice_row(copied, "stain")[-1] == "3"
 
 
 def test_names_with_signs_of_markup_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -312,3 +387,21 @@ def test_runs_under_another_setting_are_ablations_and_change_no_mean(copied: Hom
     assert {row["seeds"] for row in summary(copied)["ablations"]} == {3}
     assert copied.run("report", "--seeds", "2").exit_code == 0
     assert [row["seeds"] for row in summary(copied)["ablations"]] == [2] * 5
+    assert (
+        "There are runs of more than the 2 seeds that are shown: frostgrid report --seeds 3"
+        in page(copied).text
+    )
+    for row in summary(copied)["ablations"]:
+        if row["factor"] == "train.lr":
+            lr = [f"train.lr={row['value']:g}"] if row["value"] != 0.05 else []
+            assert [part for part in row["options"] if part.startswith("train.lr")] == lr
+    own = {run["folder"] for row in summary(copied)["results"] for run in row["runs"]}
+    runs = copied.folder / "runs/small"
+    for path in runs.glob("stain/linear/seed-*"):
+        if path.relative_to(runs).as_posix() not in own:
+            shutil.rmtree(path)
+    (runs / "tables/notes.csv").write_text("not ours")
+    assert copied.run("report", "--seeds", "2").exit_code == 0
+    assert {path.stem for path in (runs / "tables").iterdir()} == {
+        *("dice", "scores", "encoders", "comparisons", "ranks", "notes")
+    }

@@ -6,20 +6,26 @@ import re
 import tomllib
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.contrasting import joined_clusters
 from pipeline.report.ablations import Ablated, ablations, as_json
 from pipeline.report.contents import sheets
 from pipeline.report.figure1 import Point, capacity, dice_against_parameters
+from pipeline.report.gallery import chosen_tiles
 from pipeline.report.paper import beside, paper, row_of, table_of
 from pipeline.report.repeating import as_toml, repeating
 from pipeline.report.sheets import Cell, Column, Figures, Sheet, as_csv, as_latex, as_markdown, pointer
 from pipeline.report.strips import value_strips
+from pipeline.report.summary import clusters_of
 from pipeline.report.svg import Axis, spanning
 from pipeline.study import Study
 from stages.encoders import describe_encoder, known_encoders
+from stages.tiles.dataset import ImageRecord
+from stages.tiles.tiling import Tile
 
 
 def study(**data: Any) -> Study:
@@ -209,10 +215,79 @@ def test_no_reach_is_cut_off_at_the_end_of_its_axis() -> None:
     assert "one standard deviation: 22.0 to 38.0" in drawn.lines[0].track
 
 
-def test_the_command_to_repeat_a_study_trains_every_seed_that_has_a_run_gaps_or_not() -> None:
+def test_the_commands_to_repeat_a_study_train_every_seed_and_every_variant_that_has_a_run() -> None:
+    runs = [{"seed": seed, "folder": f"f{seed}", "fingerprint": "0", "best_epoch": 1} for seed in (0, 4)]
     rows = [
-        {"encoder": "stain", "seeds": seeds, "environments": [], "tokens": "t", "runs": []}
-        for seeds in ([0, 4], [1, 2, 3])
+        {
+            "encoder": name, "reference": reference, "in_study": inside, "seeds": seeds, "environments": [],
+            "tokens": "t", "runs": runs[:1],
+        }
+        for name, reference, inside, seeds in [("a", "a", True, [0, 4]), ("b", "my b.toml", False, [1, 2, 3])]
+    ]  # fmt: skip
+    options = ["--encoder", "a", "--decoder", "mlp:hidden=4", "--set", "train.views=5"]
+    varied = [{"encoder": "a", "factor": "train.views", "value": 5.0, "options": options, "runs": runs}]
+    said = repeating({"study": {"name": "my study"}, "results": rows, "ablations": varied})
+    assert said["commands"] == [
+        "frostgrid extract 'my study.toml'",
+        "frostgrid train 'my study.toml' --seeds 5",
+        "frostgrid extract 'my study.toml' --encoder 'my b.toml'",
+        "frostgrid train 'my study.toml' --encoder 'my b.toml' --seeds 5",
+        "frostgrid sweep 'my study.toml' --encoder a --decoder mlp:hidden=4 --set train.views=5 --seeds 5",
+        "frostgrid report 'my study.toml' --seeds 5",
     ]
-    said = repeating({"study": {"name": "small"}, "results": rows})
-    assert "frostgrid train small.toml --seeds 5" in said["commands"]
+    assert [(name, run["folder"]) for name, run in said["runs"]] == [
+        ("a", "f0"),
+        ("a, train.views 5.0", "f4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dice", "wanted"),
+    [
+        ([0.3], {"best": 0}),
+        ([0.3, 0.8], {"best": 1, "worst": 0}),
+        ([0.3, 0.8, float("nan"), 0.5], {"best": 1, "median": 3, "worst": 0}),
+        ([float("nan")], {}),
+    ],
+)
+def test_the_gallery_shows_best_median_and_worst(dice: list[float], wanted: dict[str, int]) -> None:
+    found = chosen_tiles(np.array(dice))
+    assert found == wanted and list(found) == list(wanted)
+
+
+def tiles_of(patients: dict[str, str | None]) -> list[Tile]:
+    """A tile of each image."""
+    return [
+        Tile(name, ImageRecord(name, None, None, patient=patient), (0, 0), 1, 1, "", "")
+        for name, patient in patients.items()
+    ]
+
+
+def test_images_are_resampled_by_patient_where_some_patient_has_several() -> None:
+    found = [
+        clusters_of(tiles_of(patients))
+        for patients in (
+            {"a": "p", "b": "p", "c": "q"},
+            {"a": "p", "b": "p", "c": None},
+            {"a": "p", "b": "q"},
+            {"a": None, "b": None},
+        )
+    ]
+    assert found == [
+        (["patient p", "patient p", "patient q"], "patients"),
+        (["patient p", "patient p", "image c"], "groups"),
+        (["image a", "image b"], "images"),
+        (["image a", "image b"], "images"),
+    ]
+
+
+def test_images_that_either_study_has_of_one_patient_are_resampled_together() -> None:
+    unknown = tiles_of(dict.fromkeys("abcd"))
+    named = tiles_of({"a": "p", "b": "p", "c": "q", "d": None})
+    renamed = tiles_of({"a": "x", "b": "y", "c": "x", "d": "z"})
+    groups = [joined_clusters(*pair) for pair in ((unknown, named), (named, unknown), (named, renamed))]
+    together = [
+        sorted("".join(id for id in "abcd" if found[id] == name) for name in set(found.values()))
+        for found in groups
+    ]
+    assert together == [["ab", "c", "d"], ["ab", "c", "d"], ["abc", "d"]]

@@ -48,7 +48,7 @@ def test_the_dice_of_a_resample_is_that_of_its_tiles_repeated() -> None:
     counted = counts(1, tiles=4)
     drawn = Resampling.of(["a", "a", "b", "c"], counted[0, :, :, 2], 50)
     means, _ = drawn.scores(counted)
-    for weights, mean in zip(drawn.weights, means, strict=True):
+    for weights, mean in zip(drawn.weights, means.mean(axis=1), strict=True):
         tiles = [t for t, cluster in enumerate([0, 0, 1, 2]) for _ in range(int(weights[cluster]))]
         assert mean == pytest.approx(np.mean([mean_dice(seed[tiles]) for seed in counted]))
 
@@ -117,9 +117,40 @@ def test_tiles_of_one_patient_count_once() -> None:
     assert as_patients.high - as_patients.low > 1.5 * (as_images.high - as_images.low)
 
 
-def test_encoders_with_another_number_of_seeds_are_compared_and_other_truth_is_refused() -> None:
-    found = assess({"a": counts(1, seeds=5), "b": counts(2, seeds=1)}, images())
-    assert found.comparisons[0].interval is not None
+def test_encoders_are_compared_over_the_seeds_that_both_have() -> None:
+    five, one = counts(1, seeds=5), counts(2, seeds=1)
+    found = assess({"a": five, "b": one}, images(), seeds={"a": range(5), "b": [3]})
+    alone = assess({"a": five[3:4], "b": one}, images())
+    (pair,) = found.comparisons
+    assert (pair.seeds, pair.all_seeds, found.ranked_seeds) == ((3,), False, (3,))
+    assert (pair.difference, pair.interval, pair.p) == (
+        alone.comparisons[0].difference,
+        alone.comparisons[0].interval,
+        alone.comparisons[0].p,
+    )
+    assert found.ranks == alone.ranks
+    assert "; over the seed that both have)" in comparison_sentence(pair, "10 images", 1)
+    # The interval of an encoder alone is over all of its seeds.
+    assert found.mean["a"] == assess({"a": five}, images()).mean["a"] != alone.mean["a"]
+
+
+def test_the_better_one_is_the_better_over_common_seeds() -> None:
+    lucky = np.concatenate([counts(1, seeds=1, recall=0.5), counts(2, seeds=1, recall=0.95)])
+    found = assess({"a": lucky, "b": counts(3, seeds=1, recall=0.6)}, images()).comparisons[0]
+    assert (found.a, found.b) == ("b", "a") and found.difference > 0
+    same = assess({"a": lucky, "b": lucky[:1]}, images()).comparisons[0]
+    assert same.p == 1.0 and not same.told_apart  # it is the same run, of which one has another beside it
+
+
+def test_without_a_common_seed_nothing_is_tested() -> None:
+    made = {"a": counts(1, seeds=1), "b": counts(2, seeds=1)}
+    found = assess(made, images(), seeds={"a": [0], "b": [1]})
+    (pair,) = found.comparisons
+    assert pair.p is None and pair.interval is None and found.ranks == {}
+    assert comparison_sentence(pair, "10 images", 1).endswith("have no seed in common, and are not compared.")
+
+
+def test_encoders_that_were_tested_on_other_truth_are_refused() -> None:
     other = counts(2)
     other[:, 0, 0, 2] += 1
     with pytest.raises(InputError, match="b was not tested on the same pixels as a"):

@@ -12,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.puma_scores import LABELS, pairs_of, read_labels, scores
+from stages.puma_scores import LABELS, pairs_of, read_labels, scores, unpredicted
 from store.errors import InputError, InputErrors
 
 EPS = 1e-5
@@ -119,6 +119,15 @@ def test_what_is_no_label_image_is_refused(tmp_path: Path, labels: NDArray[Any],
     with pytest.raises(InputError, match=said) as caught:
         read_labels(tmp_path / "a.tif")
     assert "a.tif" in str(caught.value)
+
+
+def test_true_label_images_without_a_prediction_are_named_and_in_no_score(tmp_path: Path) -> None:
+    some = np.random.default_rng(0).integers(0, 4, (32, 32), dtype=np.uint8)
+    predicted, true = folders(tmp_path, [(some, some), (some, some)])
+    for name in ("7.tif", "3.tif"):
+        tifffile.imwrite(true / name, some)
+    pairs = pairs_of(predicted, true)
+    assert len(pairs) == 2 and unpredicted(pairs, true) == ["3.tif", "7.tif"]
 
 
 def test_a_damaged_list_of_jobs_is_refused(tmp_path: Path) -> None:
