@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Entry:
 
 def entries_in(folder: Path) -> Iterator[tuple[Path, Entry | FrostgridError]]:
     """Yield every journal in a study's results, or what is wrong with it."""
-    for path in sorted((folder / FOLDER).glob("*.json")):
+    for path in sorted(folder / name for name in glob.glob(f"{FOLDER}/*.json", root_dir=folder)):
         try:
             touched = path.stat().st_mtime
             data = read_bytes(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,7 +30,9 @@ class Recorded:
 
 def run_folders(folder: Path, pattern: str) -> list[Path]:
     """Return the folders of runs that ``pattern`` finds below ``folder``, but for those that are being written."""
-    return sorted(path for path in folder.glob(pattern) if _FOLDER.fullmatch(path.name))
+    # The module skips folders that go meanwhile, as those of journals do; Path.glob raises.
+    found = (folder / name for name in glob.glob(pattern, root_dir=folder))
+    return sorted(path for path in found if _FOLDER.fullmatch(path.name))
 
 
 def recorded_runs(work: Workspace) -> Iterator[Recorded]:

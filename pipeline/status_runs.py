@@ -130,14 +130,14 @@ class Recordings:
         return {
             "encoder": str(first.identity.get("encoder", slug)),
             "decoder": decoder,
-            "differs": list(self._differing(first, self._like.get(slug))),
+            "differs": list(self._differing(first, self._like[slug])) or ["its seeds"]
+            if slug in self._like
+            else ["its encoder"],
             "done": sorted(run.seed for run in runs),
         }
 
-    def _differing(self, run: _Run, wanted: Mapping[str, Any] | None) -> Iterator[str]:
-        """Yield in what a run differs from the one that the study asks for of its encoder, if it asks for one."""
-        if wanted is None:
-            return
+    def _differing(self, run: _Run, wanted: Mapping[str, Any]) -> Iterator[str]:
+        """Yield in what a run differs from the one that the study asks for of its encoder, but for the seed."""
         found = {
             name: value for name, value in run.identity.items() if name in wanted and name not in _OF_A_SEED
         }

@@ -70,7 +70,7 @@ def _others(groups: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, overflow="fold")
     table.add_column("done", justify="right", no_wrap=True)
     for group in groups:
-        differs = ", ".join(group["differs"]) or "its encoder"
+        differs = ", ".join(group["differs"])
         table.add_row(
             escape(group["encoder"]), escape(group["decoder"]), escape(differs), str(len(group["done"]))
         )

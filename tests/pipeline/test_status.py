@@ -115,6 +115,12 @@ def test_runs_under_other_settings_are_shown_with_what_tells_them_apart(copy: Ho
     assert "lr = 0.01" in copy.run("status").stdout
 
 
+def test_runs_of_more_seeds_than_the_study_has_are_said_to_be_that(copy: Home) -> None:
+    assert copy.run("train", "--seeds", "2").exit_code == 0
+    (group,) = look(copy)["other_runs"]["recorded"]
+    assert (group["differs"], group["done"]) == (["its seeds"], [1])
+
+
 def test_a_run_is_found_without_its_cache(copy: Home) -> None:
     shutil.rmtree(copy.store())
     (row,) = look(copy)["encoders"]
