@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from stages.training.memory import keep_large_blocks
 
@@ -14,20 +12,24 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # parame
 _STOCK = ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20), (_TOP_PAD, 128 << 10))
 
 
-@contextmanager
-def allocator(*, kept: bool) -> Iterator[None]:
-    """Run the block with large blocks kept for reuse, or given back to the system as a stock process does.
+_kept: bool | None = None  # as it was set last; None for as this process started
 
-    Without glibc both are the same: nothing is changed.
+
+def set_allocator(*, kept: bool) -> None:
+    """Have large blocks kept for reuse from now on, or given back to the system as a stock process does.
+
+    Where that changes, it costs what a stock process never pays, such as to give back all that was kept: call it where
+    nothing is measured, or change it in a run that is not (``settle`` of :func:`bench.harness.in_turn`). Without glibc
+    both are the same: nothing is changed.
     """
-    if platform.libc_ver()[0] != "glibc":
-        yield
+    global _kept
+    if kept == _kept or platform.libc_ver()[0] != "glibc":
         return
+    _kept = kept
     if kept:
         keep_large_blocks()
-    else:
-        library = ctypes.CDLL(None)
-        for parameter, value in _STOCK:
-            library.mallopt(parameter, value)
-        library.malloc_trim(0)
-    yield
+        return
+    library = ctypes.CDLL(None)
+    for parameter, value in _STOCK:
+        library.mallopt(parameter, value)
+    library.malloc_trim(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,12 @@ WORKERS = 2
 TASKS = 10_000
 ROUNDS = 3
 PAYLOAD = 6_000  # bytes of arguments, about what a shard of an extraction has: its tiles and its rows
+COMMON = 4_000_000  # bytes that all tasks have in common, about what runs on 20,000 tiles have
 
 
-def nothing(_number: int, _payload: bytes) -> None:
-    """Do nothing, as an empty encoder would."""
+def nothing(_common: bytes, _number: int, _payload: bytes) -> int:
+    """Do nothing, as an empty encoder would; return the process that did."""
+    return os.getpid()
 
 
 @benchmark("cluster/empty-tasks")
@@ -41,10 +45,11 @@ def empty_tasks(setting: Setting) -> Result:
 
     return Result(
         middle(dask, "seconds") / middle(ours, "seconds"),
-        f"{tasks} tasks that do nothing with {PAYLOAD} bytes of arguments each, on a scheduler and {WORKERS} workers "
-        "of one thread, all processes of their own on this machine: Crew.perform, against Client.map of all tasks at "
-        "once and gathering their results; seconds a task, the most tasks that the scheduler knew at a time, and how "
-        "far the memory of scheduler and client grew",
+        f"{tasks} tasks that do nothing with {PAYLOAD} bytes of arguments each and {COMMON} in common, on a scheduler "
+        f"and {WORKERS} workers of one thread, all processes of their own on this machine: Crew.perform, against "
+        "Client.map of all tasks at once and gathering their results; seconds a task, the most tasks that the "
+        "scheduler knew at a time, the part of them that the busiest worker did, and how far the memory of scheduler "
+        "and client grew",
         "none: shown",
         {
             "ours_s": middle(ours, "seconds") / tasks,
@@ -52,6 +57,8 @@ def empty_tasks(setting: Setting) -> Result:
             "rounds": len(ours),
             "pending": max(one["pending"] for one in ours),
             "reference_pending": max(one["pending"] for one in dask),
+            "busiest": middle(ours, "busiest"),
+            "reference_busiest": middle(dask, "busiest"),
             "scheduler_mb": middle(ours, "scheduler_mb"),
             "reference_scheduler_mb": middle(dask, "scheduler_mb"),
             "client_mb": middle(ours, "client_mb"),
@@ -103,7 +110,7 @@ def run(side: str, address: str, tasks: int) -> None:
     from distributed import Client
 
     from pipeline.cluster.connecting import connected
-    from pipeline.cluster.tasks import Task
+    from pipeline.cluster.tasks import Common, Task
     from pipeline.console import Talk
 
     # Nested, so that the scheduler is sent them whole.
@@ -116,39 +123,42 @@ def run(side: str, address: str, tasks: int) -> None:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(f"{name}:"))
 
-    payload, pending, done = bytes(PAYLOAD), [0], 0
+    payload, pending, did = bytes(PAYLOAD), [0], Counter[int]()
     with connected(None, address, "cpu", Talk(quiet=True)) as crew, Client(address) as client:
         assert crew is not None
         client.wait_for_workers(WORKERS)
-        crew.perform([Task("warm", "warm", nothing, (0, payload))], on_done=_ignore, on_failure=_raise)
-        client.submit(nothing, 0, payload, key="warm").result()  # for which the scheduler loads this module
+        warm = Task("warm", "warm", nothing, (b"", 0, payload))
+        crew.perform([warm], on_done=_ignore, on_failure=_raise)
+        # For which the scheduler loads this module.
+        client.submit(nothing, b"", 0, payload, key="warm").result()
         before = memory("VmRSS"), client.run_on_scheduler(memory, "VmRSS")
         start = time.perf_counter()
         if side == "ours":
 
-            def count(_task: Task, _result: Any) -> None:
-                nonlocal done
-                done += 1
-                if done % 500 == 1:
+            def count(_task: Task, process: int) -> None:
+                did[process] += 1
+                if did.total() % 500 == 1:
                     pending.append(client.run_on_scheduler(known))
 
-            made = (Task(f"empty-{n}", f"empty {n}", nothing, (n, payload)) for n in range(tasks))
+            common = Common("common", bytes(COMMON))
+            made = (Task(f"empty-{n}", f"empty {n}", nothing, (n, payload), common) for n in range(tasks))
             crew.perform(made, on_done=count, on_failure=_raise)
         else:
-            futures = client.map(nothing, range(tasks), [payload] * tasks, pure=False)
-            while max(pending) < tasks and futures[-1].status == "pending":  # they are on their way to it
-                pending.append(client.run_on_scheduler(known))
-            client.gather(futures)
+            shared = client.submit(bytes, bytes(COMMON), key="common")
+            futures = client.map(nothing, [shared] * tasks, range(tasks), [payload] * tasks, pure=False)
+            did.update(client.gather(futures))
+            # It forgets none of them while their results are wanted.
+            pending.append(client.run_on_scheduler(known))
         seconds = time.perf_counter() - start
         after = memory("VmHWM"), client.run_on_scheduler(memory, "VmHWM")
     grown = [max(0.0, late - early) for early, late in zip(before, after, strict=True)]
-    numbers = {"seconds": seconds, "pending": max(pending), "client_mb": grown[0], "scheduler_mb": grown[1]}
-    sys.stdout.write(json.dumps(numbers))
+    numbers = {"seconds": seconds, "pending": max(pending), "busiest": max(did.values()) / tasks}
+    sys.stdout.write(json.dumps({**numbers, "client_mb": grown[0], "scheduler_mb": grown[1]}))
 
 
 def _ignore(_task: Any, _result: Any) -> None:
     pass
 
 
-def _raise(_task: Any, failure: Any) -> None:
-    raise RuntimeError(failure.why)
+def _raise(_task: Any, error: BaseException) -> None:
+    raise error

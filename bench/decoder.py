@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from bench.allocator import allocator
+from bench.allocator import set_allocator
 from bench.harness import Result, Setting, benchmark, compared, in_turn
 from stages.cost import decoder_step_flop
 from stages.decoders import Geometry, build_decoder, set_upconv_mode
@@ -72,15 +72,16 @@ class Work:
 
     def step(self) -> None:
         """Take one training step."""
-        with allocator(kept=self.form.kept):
-            loss = LOSSES["ce+dice"](self._logits(), self.truth)
-            self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
+        set_allocator(kept=self.form.kept)
+        loss = LOSSES["ce+dice"](self._logits(), self.truth)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
 
     def forward(self) -> None:
         """Predict the batch."""
-        with allocator(kept=self.form.kept), torch.inference_mode():
+        set_allocator(kept=self.form.kept)
+        with torch.inference_mode():
             self._logits()
 
 

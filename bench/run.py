@@ -7,6 +7,7 @@ import operator
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,6 +26,7 @@ MODULES = (
 SAME = ("cpu", "cores", "threads", "python", *LIBRARIES)  # what all figures of one file have in common
 _COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _TARGET = re.compile(r"(>=|<=|>|<) ?([0-9]+(?:\.[0-9]+)?)\b")
+LEAST_ROUNDS = 5  # a median of fewer says little
 HERE = Path(__file__).parent
 
 
@@ -33,7 +35,11 @@ HERE = Path(__file__).parent
     "--only", multiple=True, help="A group or a benchmark, e.g. store or store/single-views. Repeatable."
 )
 @click.option(
-    "--rounds", default=9, show_default=True, type=click.IntRange(1), help="Rounds that are measured."
+    "--rounds",
+    default=9,
+    show_default=True,
+    type=click.IntRange(1),
+    help=f"Rounds that are measured: {LEAST_ROUNDS} or more, but for --small.",
 )
 @click.option("--small", is_flag=True, help="Tiny sizes: shows that everything runs, measures nothing.")
 @click.option(
@@ -57,6 +63,8 @@ def main(only: tuple[str, ...], rounds: int, small: bool, output: Path | None, f
     selected = list(chosen(only))
     if not selected:
         raise click.UsageError(f"no benchmark of that name; there are {', '.join(BENCHMARKS)}")
+    if rounds < LEAST_ROUNDS and not small:
+        raise click.UsageError(f"{rounds} rounds say little: give {LEAST_ROUNDS} or more")
     setting = Setting(folder / ("small" if small else "full"), rounds, small)
     setting.folder.mkdir(parents=True, exist_ok=True)
     # Figures of tiny sizes are none, so they must not take the place of real ones.
@@ -70,14 +78,24 @@ def main(only: tuple[str, ...], rounds: int, small: bool, output: Path | None, f
     results["machine"] = here
     for name, function in selected:
         result = function(setting)
-        reached = None if small else met(result.ratio, result.target)
-        results[name] = {**result.to_json(), **({} if reached is None else {"met": reached})}
+        line = results[name] = result.to_json()
+        reached = None if small else judged(line)
         spread = results[name].get("spread")
         around = f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else ""
         end = "" if reached is None else ": reached" if reached else ": MISSED"
         click.echo(f"{name:32} {results[name]['ratio']:8.3g}{around}, wanted {result.target}{end}")
+    for line in [] if small else results.values():
+        judged(line)  # those, too, that other runs have written
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def judged(line: dict[str, Any]) -> bool | None:
+    """Enter into a line of the results whether its target is met, and return that; nothing for one without a number."""
+    reached = met(line["ratio"], line["target"]) if "target" in line else None
+    if reached is not None:
+        line["met"] = reached
+    return reached
 
 
 def met(ratio: float, target: str) -> bool | None:

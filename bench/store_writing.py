@@ -55,7 +55,7 @@ def writer_cpu(setting: Setting) -> Result:
 def writer_memory(setting: Setting) -> Result:
     """The most memory a process needs to write a shard, beyond what it had and the one view in its hand."""
     grids(setting)  # so that the processes find them made
-    rounds = range(min(setting.rounds, 3))
+    rounds = range(min(setting.rounds, 5))
     ours = [_peak_mb(setting, "ours") for _ in rounds]
     reference = [_peak_mb(setting, "zarr") for _ in rounds]
     ratio = max(ours) / MEMORY_MB

@@ -10,17 +10,12 @@ from pathlib import Path
 import torch
 
 from pipeline.job import Job
-from pipeline.loading import Room, complete
+from pipeline.loading import complete
 from pipeline.outcome import Run
 from pipeline.runs import RunTask
 from pipeline.tilesets import TileSet
 from stages.tiles.dataset import flatten, raise_all
-from stages.training.footprint import tiles_at_once
-from store import GridSpec
 from store.errors import InputError
-
-STREAMED_BATCHES = 3  # of token grids that wait to be trained on
-PROCESS_BYTES = 400 << 20  # what a process takes that has loaded torch and trains nothing yet
 
 
 @dataclass(frozen=True)
@@ -105,19 +100,6 @@ def complete_here(group: Group) -> None:
     job, tiles = group.first, group.tiles
     complete(job.tokens, tiles, tiles.view_keys, job.encoder)
     complete(job.masks, tiles, tiles.mask_view_keys, job.encoder)
-
-
-def pieces(task: RunTask, spec: GridSpec, room: Room, memory: int, processes: int | None = None) -> int:
-    """Return how many tiles of a batch a run can take at a time with ``memory`` bytes of host memory in all.
-
-    ``room``: what is held of the grids of ``spec``, by this process or for all of so many ``processes``. Raises
-    :class:`InputError` where not even one tile fits.
-    """
-    others = PROCESS_BYTES if processes is not None else 0  # this process, which trains nothing itself then
-    left = (memory - room.nbytes - others) // (processes or 1) - PROCESS_BYTES
-    if room.residency == "stream":
-        left -= STREAMED_BATCHES * task.settings.batch * spec.stored_nbytes
-    return tiles_at_once(task.settings, task.geometry, left)
 
 
 def _collect(faults: list[InputError], look: Callable[[], object]) -> bool:

@@ -70,7 +70,8 @@ class Entry:
 
 def entries_in(folder: Path) -> Iterator[tuple[Path, Entry | FrostgridError]]:
     """Yield every journal in a study's results, or what is wrong with it."""
-    for path in sorted(folder / name for name in glob.glob(f"{FOLDER}/*.json", root_dir=folder)):
+    names = glob.glob(f"{FOLDER}/*.json", root_dir=folder)  # noqa: PTH207  # Path.glob raises where the folder goes
+    for path in sorted(folder / name for name in names):
         try:
             touched = path.stat().st_mtime
             data = read_bytes(path)

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.budget import Room
 from pipeline.tilesets import Selection, TileSet
 from stages.training.data import Features, ResidentFeatures, SplitData, StreamedFeatures
-from stages.training.memory import HOST_SHARE, Residency, available_memory, choose_residency
-from store import GridReader, GridSpec, GridStore, ViewKey
+from stages.training.memory import choose_residency
+from store import GridReader, GridStore, ViewKey
 from store.disk_errors import storage_error, storage_errors
 from store.durable import make_folder
 from store.errors import DamagedGrid, MissingViews, StorageError
 
 NAMED_TILES = 5  # in one message
-MASK_SHARE = 0.2  # of the available memory; token grids take the larger part
+DECODING_THREADS = 2  # of streamed grids, where there are as many
 
 
 class Shared:
@@ -81,29 +82,35 @@ class Shared:
 class Loaded:
     """Views of one feature cache with their masks, in the rows of ``tiles``.
 
-    ``grids``: the token grids as this process trains on them; or all of them, (N, *stored_shape), as others see them,
-    None where that takes more memory than there is: then each process streams them from ``tokens``. ``masks``
-    (N, px, px) uint8. It can be pickled where its arrays are :class:`Shared`.
+    ``grids``: the token grids as this process trains on them; or all of them, (N, *stored_shape), as others see them;
+    None where that takes more memory than there is: then they are streamed from ``tokens``. ``masks``
+    (N, px, px) uint8. ``step``: bytes of a GPU that are left to a training step. It can be pickled where its arrays are
+    :class:`Shared`.
     """
 
     tokens: GridStore
     tiles: TileSet
     grids: Features | Shared | None
     masks: Shared | NDArray[np.uint8]
+    step: int = 0
 
     @property
     def mask_array(self) -> NDArray[np.uint8]:
         """The masks."""
         return self.masks.array if isinstance(self.masks, Shared) else self.masks
 
-    def features(self, device: torch.device) -> Features:
-        """Return the token grids for training on ``device``: from there, from host memory, or streamed."""
+    def features(self, device: torch.device, threads: int = DECODING_THREADS) -> Features:
+        """Return the token grids for training on ``device``: from there, from host memory, or streamed.
+
+        ``threads``: how many this process may have.
+        """
         if self.grids is None:
-            return StreamedFeatures(self.tokens.reader(), self.tiles.view_keys, self.tokens.spec, device)
+            keys, threads = self.tiles.view_keys, min(threads, DECODING_THREADS)
+            return StreamedFeatures(self.tokens.reader(), keys, self.tokens.spec, device, threads=threads)
         if not isinstance(self.grids, Shared):
             return self.grids
         grids = torch.from_numpy(self.grids.array)
-        if choose_residency(grids.nbytes, device) == "device":
+        if choose_residency(grids.nbytes, device, step=self.step) == "device":
             grids = grids.to(device)
         return ResidentFeatures(grids, self.tokens.spec, device)
 
@@ -116,67 +123,33 @@ class Loaded:
         return data
 
 
-@dataclass(frozen=True)
-class Room:
-    """What of the views of one cache is held in memory while decoders train on them: ``nbytes`` in all."""
-
-    residency: Residency
-    masks: bool
-    nbytes: int
-
-
-def room_for(
-    spec: GridSpec,
-    mask_spec: GridSpec,
-    views: int,
-    device: torch.device,
-    limit: int | None,
-    *,
-    shared: bool = False,
-) -> Room:
-    """Return what of ``views`` token grids and masks can stay in memory; ``limit`` bytes are all that may be used.
-
-    What is ``shared`` with other processes lies in host memory, even if each takes it on to a GPU.
-    """
-    grids, masks = views * spec.stored_nbytes, views * mask_spec.stored_nbytes
-    available = available_memory() if limit is None else min(limit, available_memory())
-    residency = choose_residency(grids, torch.device("cpu") if shared else device)
-    if residency == "host" and grids > HOST_SHARE * available:
-        residency = "stream"
-    in_memory = masks <= MASK_SHARE * available
-    return Room(residency, in_memory, masks * in_memory + grids * (residency == "host"))
-
-
 def load(
     tokens: GridStore,
     masks: GridStore,
     tiles: TileSet,
     device: torch.device,
+    room: Room,
     *,
     encoder: str,
     scratch: Path,
     shared: bool = False,
-    limit: int | None = None,
 ) -> Loaded:
     """Read the token grids and masks of ``tiles``; with ``shared`` other processes can have them without a copy.
 
-    Grids stay in GPU or host memory where they fit; masks that take much of it go to a file without a name in the
-    folder ``scratch``. See :func:`room_for` for both, and for ``limit``. Raises :class:`store.errors.MissingViews`
-    when a store lacks one of them, :class:`StorageError` where memory or ``scratch`` have no room for them.
+    ``room`` says what of them stays in memory: other grids are streamed, other masks go to a file without a name in the
+    folder ``scratch``. Raises :class:`store.errors.MissingViews` when a store lacks one of them, :class:`StorageError`
+    where memory or ``scratch`` have no room for them.
     """
     keys, mask_keys = tiles.view_keys, tiles.mask_view_keys
     reader = complete(tokens, tiles, keys, encoder)
     mask_reader = complete(masks, tiles, mask_keys, encoder)
     spec = reader.spec
-    room = room_for(spec, mask_reader.spec, len(keys), device, limit, shared=shared)
     grids: Features | Shared | None = None
     if shared and room.residency != "stream":
         grids = Shared((len(keys), *spec.stored_shape), spec.stored_dtype)
         reader.read_stored_many(keys, out=grids.array)
     elif room.residency != "stream":
         grids = ResidentFeatures.read(reader, keys, spec, device, on_device=room.residency == "device")
-    elif not shared:
-        grids = StreamedFeatures(reader, keys, spec, device)
     mask_shape = (len(keys), *mask_reader.spec.shape)
     with storage_errors(scratch):
         make_folder(scratch)
@@ -185,7 +158,7 @@ def load(
         space = np.empty(mask_shape, np.uint8)
     else:
         space = Shared(mask_shape, "uint8", None if room.masks else scratch)
-    loaded = Loaded(tokens, tiles, grids, space)
+    loaded = Loaded(tokens, tiles, grids, space, room.step)
     mask_reader.read_many(mask_keys, out=loaded.mask_array)
     return loaded
 

@@ -19,6 +19,7 @@ import torch
 
 from pipeline.loading import Loaded
 from pipeline.runs import Failure, RunTask
+from stages.training.device import on_device
 from stages.training.memory import keep_large_blocks
 from store.errors import FrostgridError, InputError, StorageError
 
@@ -40,8 +41,8 @@ def core_numbers() -> tuple[int, ...]:
 def places(count: int, device: torch.device, where: str = "--parallel") -> tuple[list[torch.device], int]:
     """Return the device of each of ``count`` processes, and the threads that each may use.
 
-    Raises :class:`InputError` for more processes than cores, or than GPUs where ``device`` is one; ``where`` is the
-    option that asks for them.
+    A GPU without a number stands for all of them. Raises :class:`InputError` for more processes than cores, or than
+    GPUs where ``device`` is one; ``where`` is the option that asks for them.
     """
     if device.type == "cpu":
         most, what, all_of = cores(), "cores", [device] * count
@@ -226,17 +227,18 @@ def _serve(pipe: Connection, loaded: Loaded, device: torch.device, threads: int)
     torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_large_blocks()
-    features = loaded.features(device)
-    pipe.send(("ready",))
-    while (task := pipe.recv()) is not None:
-        try:
-            task.perform(loaded, features, device, lambda report: pipe.send(("epoch", report.epoch)))
-        except StorageError as error:
-            pipe.send(("refused", error.what, error.where, error.remedy))
-        except Exception as error:
-            pipe.send(("failed", explained(task.title, error)))
-        else:
-            pipe.send(("done",))
+    with on_device(device):  # no context is opened on another GPU
+        features = loaded.features(device, threads)
+        pipe.send(("ready",))
+        while (task := pipe.recv()) is not None:
+            try:
+                task.perform(loaded, features, device, lambda report: pipe.send(("epoch", report.epoch)))
+            except StorageError as error:
+                pipe.send(("refused", error.what, error.where, error.remedy))
+            except Exception as error:
+                pipe.send(("failed", explained(task.title, error)))
+            else:
+                pipe.send(("done",))
 
 
 def _end_with_parent() -> None:

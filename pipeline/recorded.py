@@ -30,8 +30,8 @@ class Recorded:
 
 def run_folders(folder: Path, pattern: str) -> list[Path]:
     """Return the folders of runs that ``pattern`` finds below ``folder``, but for those that are being written."""
-    # The module skips folders that go meanwhile, as those of journals do; Path.glob raises.
-    found = (folder / name for name in glob.glob(pattern, root_dir=folder))
+    # Path.glob raises where a folder goes meanwhile, as those of journals do.
+    found = (folder / name for name in glob.glob(pattern, root_dir=folder))  # noqa: PTH207
     return sorted(path for path in found if _FOLDER.fullmatch(path.name))
 
 

@@ -15,6 +15,7 @@ from pipeline.loading import Loaded
 from pipeline.tilesets import Selection
 from stages.decoders import Geometry
 from stages.training.data import Features
+from stages.training.device import on_device
 from stages.training.record import StoredRun, environment, load_run, put_run, run_files
 from stages.training.result import EpochReport
 from stages.training.run import train_run
@@ -79,19 +80,20 @@ class RunTask:
     ) -> dict[str, bytes]:
         """Train the run and return the files of its folder. Raises as ``train_run`` does."""
         data = loaded.splits(features, self.selection)
-        result = train_run(
-            self.settings,
-            self.seed,
-            data["train"],
-            data["val"],
-            data["test"],
-            encoder=self.encoder,
-            classes=self.classes,
-            geometry=self.geometry,
-            device=device,
-            at_once=self.at_once,
-            on_epoch=on_epoch,
-        )
+        with on_device(device):
+            result = train_run(
+                self.settings,
+                self.seed,
+                data["train"],
+                data["val"],
+                data["test"],
+                encoder=self.encoder,
+                classes=self.classes,
+                geometry=self.geometry,
+                device=device,
+                at_once=self.at_once,
+                on_epoch=on_epoch,
+            )
         about = {
             **environment(device),
             "host": platform.node(),

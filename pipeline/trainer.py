@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import staging
+from pipeline.budget import Budget, budget_for, room_for
 from pipeline.console import Talk
-from pipeline.grouping import Group, check_device, complete_here, missing, pieces, refuse
+from pipeline.grouping import Group, check_device, complete_here, missing, refuse
 from pipeline.job import Job
-from pipeline.loading import load, room_for
+from pipeline.loading import load
 from pipeline.outcome import Following, Outcome
 from pipeline.parallel import explained, perform_in_parallel, places
 from pipeline.runs import RunTask
-from stages.training.memory import keep_large_blocks
+from stages.training.memory import give_back_memory, keep_large_blocks
 from store.errors import FrostgridError, InputError, StorageError
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ def train_jobs(
 
     ``processes`` at once, or in this process where it is None; or by the workers of ``crew``, each on a device of its
     own. ``memory`` bytes are all that may be used, on a cluster by each worker: features are streamed, and batches
-    worked on piece by piece, where they take more; see :mod:`stages.training.step`.
+    worked on piece by piece, where they take more; see :mod:`stages.training.step`. How large the pieces are decides
+    the last bits of the weights; it depends on ``memory`` and on how many ``processes`` share it, not on what is
+    missing or free.
 
     What can be known to be wrong is raised before anything is trained: :class:`InputError` for a decoder that does not
     go with a grid, too few training tiles, a cache that is not there or that a worker does not see, more processes than
-    cores or GPUs, CUDA graphs on a CPU, or too little memory (of a worker's GPU, only known there);
+    cores or GPUs, CUDA graphs on a CPU, or too little memory (of a cluster's GPUs, only known there);
     :class:`store.errors.MissingViews` for views that a cache lacks. Later only :class:`StorageError` stops the work,
     when a result cannot be written or the cluster is gone; every other failure is in the outcome.
     """
@@ -53,12 +56,10 @@ def train_jobs(
     groups = missing(
         jobs, lambda job: staging.stage(job.work, job.reference, job.weights, talk), complete_here
     )
-    tasks = [group.tasks() for group in groups]
-    if memory is not None and device.type == "cpu":  # a GPU has its own memory, and a step of its own size
-        tasks = [
-            _in_pieces(group, some, device, memory, processes)
-            for group, some in zip(groups, tasks, strict=True)
-        ]
+    devices = [device] if where is None else where[0]
+    faults: list[InputError] = []
+    plans = [_planned(group, devices, memory, where is not None, faults) for group in groups]
+    refuse(faults)
     outcome = Outcome.of(jobs)
     if not groups:
         return outcome
@@ -66,29 +67,28 @@ def train_jobs(
         keep_large_blocks()
     runs = [run for group in groups for run in group.runs]
     with Following.shown(jobs, runs, talk, outcome) as following:
-        for group, some in zip(groups, tasks, strict=True):
-            _train_group(group, some, device, where, memory, following)
+        for group, (tasks, budget) in zip(groups, plans, strict=True):
+            _train_group(group, tasks, device, where, budget, following)
     return outcome
 
 
-def _in_pieces(
-    group: Group, tasks: Sequence[RunTask], device: torch.device, memory: int, processes: int | None
-) -> list[RunTask]:
-    """Return the tasks of a group with what fits of a batch; raises :class:`InputError` where no tile does."""
-    job, shared = group.first, processes is not None
-    spec = job.tokens.spec
-    room = room_for(spec, job.masks.spec, group.tiles.total, device, memory, shared=shared)
-    found: dict[int, int] = {}
-    faults: list[InputError] = []
+def _planned(
+    group: Group, devices: Sequence[torch.device], memory: int | None, shared: bool, faults: list[InputError]
+) -> tuple[list[RunTask], Budget]:
+    """Return the tasks of a group with what fits of a batch, and what all of them leave; adds to ``faults``."""
+    found: dict[int, Budget] = {}
+    tasks = group.tasks()
     for (position, _), task in zip(group.runs, tasks, strict=True):
         if position not in found:
+            found[position] = Budget()
             try:
-                found[position] = pieces(task, spec, room, memory, processes)
+                found[position] = budget_for(task.settings, task.geometry, devices, memory, shared=shared)
             except InputError as error:
-                found[position] = 0
                 faults.append(error)
-    refuse(faults)
-    return [replace(task, at_once=found[run[0]]) for run, task in zip(group.runs, tasks, strict=True)]
+    pieces = [
+        replace(task, at_once=found[run[0]].at_once) for run, task in zip(group.runs, tasks, strict=True)
+    ]
+    return pieces, Budget.of_all(found.values())
 
 
 def _train_group(
@@ -96,20 +96,22 @@ def _train_group(
     tasks: Sequence[RunTask],
     device: torch.device,
     where: tuple[list[torch.device], int] | None,
-    memory: int | None,
+    budget: Budget,
     following: Following,
 ) -> None:
-    job, runs = group.first, group.runs
+    job, runs, shared = group.first, group.runs, where is not None
+    give_back_memory()  # that of the group before
+    room = room_for(job.tokens.spec, job.masks.spec, group.tiles.total, device, budget, shared=shared)
     try:
         loaded = load(
             job.tokens,
             job.masks,
             group.tiles,
             device,
+            room,
             encoder=job.encoder,
             scratch=job.work.results,
-            shared=where is not None,
-            limit=memory,
+            shared=shared,
         )
     except StorageError:
         raise

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from bench.harness import BENCHMARKS, Result
+from bench.allocator import set_allocator
+from bench.harness import BENCHMARKS, Result, Setting, in_turn
 from bench.run import main, met
 
 REPOSITORY = Path(__file__).parents[1]
@@ -68,6 +71,8 @@ def test_a_missed_target_is_printed_and_written_as_one(
         result = Result(ratio, "a made-up figure", target)
         monkeypatch.setitem(BENCHMARKS, name, lambda setting, result=result: result)
     output = tmp_path / "results.json"
+    before = {"y/before": {"ratio": 0.3, "target": ">= 0.4"}, "y/none": {"ratio": 1, "target": "none"}}
+    output.write_text(json.dumps(before))
     done = CliRunner().invoke(main, ["--only", "x", "--folder", str(tmp_path), "--output", str(output)])
     assert done.exit_code == 0, done.output
     ends = {line.split()[0]: line for line in done.stdout.splitlines()}
@@ -75,7 +80,43 @@ def test_a_missed_target_is_printed_and_written_as_one(
     assert ends["x/less"].endswith("wanted <= 0.7: MISSED")
     assert ends["x/none"].endswith("it takes seconds")
     written = json.loads(output.read_text())
-    assert [written[name].get("met") for name in targets] == [True, False, None]
+    assert [written[name].get("met") for name in (*targets, *before)] == [True, False, None, False, None]
+
+
+def test_the_file_says_of_every_target_whether_it_is_met() -> None:
+    results = json.loads((REPOSITORY / "bench" / "results.json").read_text(encoding="utf-8"))
+    results.pop("machine")
+    for name, line in results.items():
+        assert line.get("met") == met(line["ratio"], line["target"]), name
+
+
+def test_few_rounds_are_no_measurement(tmp_path: Path) -> None:
+    few = ["--rounds", "4", "--folder", str(tmp_path), "--output", str(tmp_path / "results.json")]
+    done = CliRunner().invoke(main, few)
+    assert done.exit_code == 2 and "give 5 or more" in done.output
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_what_a_stock_process_never_does_falls_into_the_run_that_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+    library = SimpleNamespace(mallopt=lambda *_: 1, malloc_trim=lambda _: done.append("trim"))
+    monkeypatch.setattr("bench.allocator._kept", None)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2"))
+
+    def run(*, kept: bool) -> None:
+        set_allocator(kept=kept)
+        done.append("kept" if kept else "stock")
+
+    in_turn(Setting(tmp_path, 2, small=True), partial(run, kept=True), partial(run, kept=False), settle=True)
+    # warm-up; then of each round what settles, and what is measured
+    assert done == [
+        *("kept", "trim", "stock"),
+        *("kept", "kept", "trim", "stock", "stock"),
+        *("stock", "stock", "kept", "kept"),
+    ]
 
 
 def test_a_target_that_says_nothing_is_refused() -> None:

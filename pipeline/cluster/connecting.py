@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 
 import torch
 
 from pipeline.cluster.crew import Crew
+from pipeline.cluster.equipping import VERSION
 from pipeline.cluster.line import Line
 from pipeline.console import Talk
 from pipeline.parallel import places
@@ -34,7 +37,7 @@ def connected(
     None where neither is given: then everything is done in this process. Workers of its own are started when they are
     first asked for something, and none is left, however the block ends. ``device``: where tasks compute. Raises
     :class:`InputError` for both at once, for more workers than cores or GPUs, where the extra is not installed, and for
-    an address that is none; :class:`StorageError` where nobody answers.
+    an address that is none, and for a scheduler without the same frostgrid; :class:`StorageError` where nobody answers.
     """
     if workers is not None and scheduler is not None:
         raise InputError(
@@ -47,11 +50,11 @@ def connected(
             _check_installed("--workers")
             target = usable_device(device)
             at = places(workers, target, where="--workers")
-            crew = Crew(lambda: stack.enter_context(_own_cluster(*at)), target.type, talk)
+            crew = Crew(lambda: stack.enter_context(_own_cluster(*at)), target.type, talk, "--workers")
         elif scheduler is not None:
             _check_installed("--scheduler")
             line = stack.enter_context(_line_to(scheduler))
-            crew = Crew(lambda: line, device, talk)
+            crew = Crew(lambda: line, device, talk, "--scheduler")
         else:
             yield None
             return
@@ -77,7 +80,11 @@ def _line_to(address: str) -> Iterator[Line]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said in our words
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
-    except ValueError as error:
+    except (
+        ValueError,
+        TypeError,
+        ImportError,
+    ) as error:  # of a protocol that needs more than an address, too
         raise InputError(
             f"This is no address of a scheduler: {error}",
             where=f"--scheduler {address}",
@@ -90,11 +97,63 @@ def _line_to(address: str) -> Iterator[Line]:
             remedy="Start it (dask scheduler), or give the address it printed.",
         ) from None
     try:
-        yield Line(client, address)
+        line = Line(client, address)
+        _check_version(line, address)
+        yield line
     finally:
         # One that looks for a lost scheduler may trip over itself here, which must not hide what is wrong.
         with suppress(AssertionError, OSError, RuntimeError):
             client.close()
+
+
+def _check_version(line: Line, address: str) -> None:
+    """Raise :class:`InputError` unless the scheduler, which has to know what a task is, has the same frostgrid."""
+
+    def installed() -> str:  # nested, so that it is sent whole
+        from importlib.metadata import version
+
+        return version("frostgrid")
+
+    try:
+        found = line.asked(lambda client: client.run_on_scheduler(installed))
+    except FrostgridError:
+        raise
+    except Exception as error:
+        found = f"none that can be used ({type(error).__name__}: {error})"
+    if found != VERSION:
+        raise InputError(
+            f"The frostgrid of the scheduler is {found}, and this is {VERSION}",
+            where=f"--scheduler {address}",
+            remedy="Install the same where the scheduler runs, and start it again.",
+        )
+
+
+@contextmanager
+def _interrupts_for_us_only() -> Iterator[None]:
+    """Threads that are started here, and their processes, do not hear Ctrl-C, which a terminal sends to all: we do."""
+    _start_tracker()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Start the process that removes what killed processes leave, and let it do so without a word.
+
+    Where it is started later, by dask, the thread that does so hears Ctrl-C again.
+    """
+    name = "PYTHONWARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager
@@ -103,6 +162,7 @@ def _own_cluster(devices: Sequence[torch.device], threads: int) -> Iterator[Line
 
     Each has so many ``threads``, and sees no GPU but its own.
     """
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -119,15 +179,23 @@ def _own_cluster(devices: Sequence[torch.device], threads: int) -> Iterator[Line
             env["CUDA_VISIBLE_DEVICES"] = visible[one.index or 0] if visible else str(one.index or 0)
         specs[number] = {"cls": Nanny, "options": {**options, "env": env}}
     own = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
-    try:
-        cluster = SpecCluster(
-            workers=specs, scheduler={"cls": Scheduler, "options": own}, silence_logs=logging.CRITICAL
-        )
-    except RuntimeError as error:
-        raise FrostgridError(
-            f"The cluster on this machine did not start: {error}",
-            where="--workers",
-            remedy="Leave it out, or start a scheduler and workers by hand and give --scheduler.",
-        ) from None
-    with cluster, _line_to(cluster.scheduler_address) as line:
-        yield line
+    with ExitStack() as stack:
+        # Else one that takes long to start again, as on a busy machine, is given up, and none may be left.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}))
+        try:
+            # One that comes meanwhile is heard when there is something to close.
+            with _interrupts_for_us_only():
+                cluster = stack.enter_context(
+                    SpecCluster(
+                        workers=specs,
+                        scheduler={"cls": Scheduler, "options": own},
+                        silence_logs=logging.CRITICAL,
+                    )
+                )
+        except RuntimeError as error:
+            raise FrostgridError(
+                f"The cluster on this machine did not start: {error}",
+                where="--workers",
+                remedy="Leave it out, or start a scheduler and workers by hand and give --scheduler.",
+            ) from None
+        yield stack.enter_context(_line_to(cluster.scheduler_address))

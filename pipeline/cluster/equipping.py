@@ -1,8 +1,7 @@
 """Making the workers of a cluster ready: do they see what they need, and how much of their machine is theirs?
 
-A worker that was made ready offers one of the resource ``frostgrid``, and one that is called after the command it was
-made ready for. Every task of a command takes both: so a process runs one at a time, whatever else the cluster does, and
-none runs on a worker that cannot see what the command needs.
+A worker that was made ready offers one of the resource ``frostgrid``, which every task takes: so a process runs one at
+a time, whatever else the cluster does. Which workers were made ready for a command only its own process knows.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from pipeline.cluster.line import RESOURCE
 from pipeline.cluster.machines import Found, same_gpu, shares, too_many
 from store.disk_errors import storage_errors
 from store.errors import FrostgridError, InputError
@@ -25,7 +25,6 @@ from store.errors import FrostgridError, InputError
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
-RESOURCE = "frostgrid"
 VERSION = version("frostgrid")  # of the code that runs here, whatever is installed meanwhile
 OLD_S = 7 * 24 * 3600.0  # after which a probe is one that a killed process has left
 _PROBE = ".frostgrid-probe-"
@@ -47,10 +46,13 @@ class Needs:
     version: str = VERSION
     session: str = field(default_factory=lambda: uuid4().hex[:12])
 
-    @property
-    def resources(self) -> dict[str, int]:
-        """What a worker offers that has all this, and a task of the command takes."""
-        return {RESOURCE: 1, f"{RESOURCE}-{self.session}": 1}
+
+@dataclass(frozen=True)
+class Unfit:
+    """Why a worker cannot be made ready, in sentences; ``crowded``: because of others, which may go."""
+
+    faults: tuple[str, ...]
+    crowded: bool = False
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def probed(
 
 def equip(
     client: Client, addresses: Sequence[str], needs: Needs, known: dict[str, Found]
-) -> dict[str, list[str]]:
+) -> dict[str, Unfit]:
     """Make workers ready that have what is needed, and return what is wrong with the others, by address.
 
     ``known``: the workers that are ready already, to which the new ones are added; all share their machines anew.
@@ -99,14 +101,18 @@ def equip(
         else:
             faults[address] = [f"{address} cannot run frostgrid: {type(answer).__name__}: {answer}"]
     fit = {address: one for address, one in known.items() if address not in faults}
-    for address, why in (same_gpu(fit) | too_many(fit)).items():
+    crowded = same_gpu(fit) | too_many(fit)
+    for address, why in crowded.items():
         faults[address] = [f"{known[address].host} ({address}) {why}"]
     _forget(known, faults)
     for address, answer in _answers(client, ready, (needs, shares(known)), list(known)).items():
         if answer is not None:
             faults[address] = [f"{address} cannot be made ready: {answer}"]
     _forget(known, faults)
-    return {address: [f"{fault}. {_ASK}" for fault in some] for address, some in faults.items()}
+    return {
+        address: Unfit(tuple(f"{fault}. {_ASK}" for fault in some), address in crowded)
+        for address, some in faults.items()
+    }
 
 
 def _answers(
@@ -178,7 +184,7 @@ async def ready(what: tuple[Needs, Mapping[str, int]], dask_worker: Worker) -> N
     needs, threads = what
     scratch = Path(dask_worker.local_directory, "frostgrid")
     await asyncio.to_thread(make_ready, threads[dask_worker.address], scratch, needs.session)
-    await dask_worker.set_resources(**needs.resources)
+    await dask_worker.set_resources(**{RESOURCE: 1})
 
 
 def _sweep(folder: Path) -> None:

@@ -206,7 +206,7 @@ def _batches(order: EncoderOrder) -> Batches:
     device = here().device
 
     def make() -> Batches:
-        here().drop("features")  # of a training before
+        here().drop("features", "common")  # of a training before
         study = _study(order.study)
         encoder = Backbones(study).load(
             order.reference,

@@ -18,7 +18,6 @@ from pipeline.cluster.shards import Shards, ShardsFailed, Site
 from pipeline.cluster.tasks import Task, digest_of
 from pipeline.console import Talk, bytes_text
 from pipeline.extraction import begun, manner, size_text
-from pipeline.runs import Failure
 from pipeline.workspace import VIEWS, Workspace
 from stages.encoders import canonical_name
 from stages.tiles.plan import mask_rows, token_rows
@@ -109,8 +108,7 @@ class OnCluster:
         shards = self._site.failures
         if len(self._unloaded) == 1 and not shards:
             raise self._unloaded[0][1]
-        failures = [*(Failure(title, str(error)) for title, error in self._unloaded), *shards]
-        if failures:
+        if failures := [*self._unloaded, *shards]:
             raise ShardsFailed(failures, self._site.root, stopped=False)
 
     def _check(self) -> None:

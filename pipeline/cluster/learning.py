@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from pipeline.budget import Budget, budget_for, room_for
+from pipeline.cluster.doubts import Doubt
 from pipeline.cluster.here import LATE_S, here
-from pipeline.grouping import pieces
-from pipeline.loading import Loaded, Room, load, room_for
+from pipeline.loading import Loaded, load
 from pipeline.parallel import cores
 from pipeline.runs import RunTask
 from pipeline.tilesets import TileSet
 from stages.decoders import decoder_source
 from stages.training.data import Features
-from stages.training.memory import available_memory, keep_large_blocks
+from stages.training.memory import available_memory, give_back_memory, keep_large_blocks
 from store import GridStore, ViewKey
 from store.disk_errors import storage_errors
 from store.errors import FrostgridError, InputError, MissingViews, StorageError, VerificationError
@@ -48,12 +49,10 @@ class Source:
     masks: Address
     memory: int | None = None
 
-
-@dataclass(frozen=True)
-class Unread:
-    """The answer of a worker that could not read a cache: no run on it can be trained."""
-
-    error: FrostgridError
+    @property
+    def name(self) -> str:
+        """What a doubt about these caches is about."""
+        return f"{self.tokens} {self.masks}"
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,15 @@ class Failed:
 class _Kept:
     loaded: Loaded
     features: Features
-    room: Room
 
 
-def train(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] | Unread | Failed | None:
-    """Train a run on this worker, and write its folder, or return its files where the caches lie at a URL.
+def train(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] | Failed | None:
+    """Train a run on this worker, and write its folder, or return its files for the client to write.
 
+    That where the caches lie at a URL, and where this worker cannot write the folder: no run is trained again for that.
     ``tiles`` are loaded once and kept until others, or those of another source, are asked for. A run that is finished
     already is left as it is. What fails in a way that another attempt would not change is the answer; raised is what
-    may be otherwise elsewhere, such as :class:`StorageError`.
+    may be otherwise elsewhere: :class:`StorageError`, and :class:`Doubt` where a cache cannot be read here.
     """
     try:
         return _trained(tiles, source, task)
@@ -85,49 +84,55 @@ def train(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] | U
         return Failed(error)
 
 
-def _trained(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] | Unread | None:
+def _trained(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] | None:
+    from distributed import get_worker
+
     to_client = bool(source.tokens.url)
     if not to_client and task.there():
         return None
     _check_decoder(task)
     device = here().device
+    budget = budget_for(task.settings, task.geometry, [device], source.memory)
+    held = replace(budget, at_once=None)
     try:
-        kept = here().kept("features", (source, tiles.key, str(device)), partial(_load, source, tiles))
+        kept = here().kept(
+            "features", (source, tiles.key, str(device), held), partial(_load, source, tiles, held)
+        )
     except (InputError, VerificationError) as error:
-        return Unread(error)
+        raise Doubt(source.name, error, get_worker().address) from None
     if device.type == "cpu":
         keep_large_blocks()
-        if source.memory is not None:
-            spec = kept.loaded.tokens.spec
-            task = replace(task, at_once=pieces(task, spec, kept.room, source.memory))
+    task = replace(task, at_once=budget.at_once)
     files = task.train(kept.loaded, kept.features, device)
     if to_client:
         return files
-    task.keep(files)
+    try:
+        task.keep(files)
+    except StorageError:
+        return files
     return None
 
 
-def _load(source: Source, tiles: TileSet) -> _Kept:
+def _load(source: Source, tiles: TileSet, budget: Budget) -> _Kept:
     here().drop("encoder", "views")  # of an extraction before
-    device, limit = here().device, source.memory
-    if limit is None:  # workers of one machine share its memory as they share its cores
-        limit = int(available_memory() * min(1.0, here().threads / cores()))
+    give_back_memory()
+    device, available = here().device, available_memory()
+    if source.memory is None:  # workers of one machine share its memory as they share its cores
+        available = int(available * min(1.0, here().threads / cores()))
     _make_room([source.tokens, source.masks])
     masks = _opened(source.masks, tiles.mask_view_keys)
     tokens = _opened(source.tokens, tiles.view_keys)
-    room = room_for(tokens.spec, masks.spec, tiles.total, device, limit)
+    room = room_for(tokens.spec, masks.spec, tiles.total, device, budget, available=available)
     until = time.monotonic() + LATE_S
     while True:
         try:
-            loaded = load(
-                tokens, masks, tiles, device, encoder=source.encoder, scratch=here().scratch, limit=limit
-            )
+            loaded = load(tokens, masks, tiles, device, room, encoder=source.encoder, scratch=here().scratch)
         except MissingViews:  # the client has seen them, and a network disk may show them here later
             if source.tokens.url or time.monotonic() > until:
                 raise
             time.sleep(1.0)
         else:
-            return _Kept(loaded, loaded.features(device), room)
+            return _Kept(loaded, loaded.features(device, here().threads))
 
 
 def _opened(address: Address, views: Sequence[ViewKey]) -> GridStore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -13,12 +13,9 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 T = TypeVar("T")
-FETCH_S = 60.0  # for a result to come from its worker; then it may have been lost, and be made again
+RESOURCE = "frostgrid"  # of which a worker that was made ready has one, and each task takes it
+Outcome = tuple[BaseException | None, Any]  # what a task raised, or its result
 _PREFIX = "frostgrid-"  # of keys, on a scheduler that others use, too
-
-
-class NotThere(Exception):
-    """The result of a task that was done cannot be had; it may have been lost with its worker."""
 
 
 class Line:
@@ -46,12 +43,17 @@ class Line:
         return found
 
     def submit(
-        self, key: str, resources: Mapping[str, int], call: Callable[..., Any], *args: Any, priority: int = 0
+        self, key: str, call: Callable[..., Any], *args: Any, worker: str | None = None, priority: int = 0
     ) -> Future[Any]:
-        """Have ``call(*args)`` done by a worker that offers ``resources``, once for all who ask by the same ``key``."""
+        """Have ``call(*args)`` done, once for all who ask by the same ``key``.
+
+        By ``worker``, which has to be one that was made ready, or by any that there is; where somebody else has asked
+        before, by the worker that was named then.
+        """
+        where = {} if worker is None else {"workers": [worker], "resources": {RESOURCE: 1}}
         future: Future[Any] = self.asked(
             lambda client: client.submit(
-                call, *args, key=_PREFIX + key, resources=resources, priority=priority, pure=False
+                call, *args, key=_PREFIX + key, priority=priority, pure=False, **where
             )
         )
         return future
@@ -61,11 +63,11 @@ class Line:
         with suppress(StorageError):
             self.asked(lambda client: client.cancel(futures))
 
-    def under_way(self) -> set[str]:
-        """Return the keys of what workers have been given now, by whoever uses frostgrid."""
+    def under_way(self) -> dict[str, str]:
+        """Return the keys of what workers have been given now, by whoever uses frostgrid, and which worker has it."""
         found = self.asked(lambda client: client.processing())
-        ours = (str(key) for keys in found.values() for key in keys if str(key).startswith(_PREFIX))
-        return {key.removeprefix(_PREFIX) for key in ours}
+        given = ((str(key), str(worker)) for worker, keys in found.items() for key in keys)
+        return {key.removeprefix(_PREFIX): worker for key, worker in given if key.startswith(_PREFIX)}
 
     def asked(self, question: Callable[[Client], T]) -> T:
         """Return what comes of something that is asked of the scheduler."""
@@ -80,21 +82,17 @@ class Line:
                 self._refuse()
             raise
 
-    def outcome(self, future: Future[Any]) -> tuple[BaseException | None, Any]:
-        """Return what a task raised that has ended, or None and its result.
+    def outcome(self, future: Future[Any]) -> Outcome:
+        """Return what a task raised that has ended, or None and its result, however long that takes to come.
 
-        Raises :class:`NotThere` where that was lost, or is out of reach, meanwhile.
+        Where it was lost with its worker that is for ever, unless the task is given up.
         """
         try:
-            return None, future.result(timeout=FETCH_S)
+            return None, future.result()
         except Exception as error:
             if future.status == "error":
                 return error, None
-            if future.cancelled() or self._is_lost():
-                self._refuse()
-            if isinstance(error, TimeoutError):
-                raise NotThere from None
-            if isinstance(error, OSError):
+            if future.cancelled() or self._is_lost() or isinstance(error, OSError):
                 self._refuse()
             raise
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,26 +24,32 @@ class Found:
 def shares(found: Mapping[str, Found]) -> dict[str, int]:
     """Return the threads that each worker may use: those it was started with, but not more than its share of the cores.
 
-    Workers that may use the same cores share them in proportion to the threads they were started with.
+    Each core of a machine is given to one of the workers that may use it, first one core to each of them, then the
+    others in proportion to the threads they were started with. 0 where that leaves a worker none.
     """
-    threads: defaultdict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
-    for one in found.values():
-        threads[one.host, one.cores] += one.threads
-    return {
-        address: max(1, min(one.threads, len(one.cores) * one.threads // threads[one.host, one.cores]))
-        for address, one in found.items()
-    }
+    given = dict.fromkeys(found, 0)
+    for host in {one.host for one in found.values()}:
+        mine = {address: one for address, one in found.items() if one.host == host}
+        wanted = Counter(core for one in mine.values() for core in one.cores)  # by how many workers
+        hungry = [address for address, one in mine.items() if one.threads]
+        while hungry:
+            address = min(hungry, key=lambda one: given[one] / mine[one].threads)
+            left = [core for core in mine[address].cores if core in wanted]
+            if left:
+                del wanted[min(left, key=lambda core: wanted[core])]  # rather one that few others can use
+                given[address] += 1
+            if not left or given[address] == mine[address].threads:
+                hungry.remove(address)
+    return given
 
 
 def too_many(found: Mapping[str, Found]) -> dict[str, str]:
     """Return what is wrong with workers for which there is no core left."""
-    number: defaultdict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
-    faults = {}
-    for address, one in found.items():
-        number[one.host, one.cores] += 1
-        if number[one.host, one.cores] > len(one.cores):
-            faults[address] = f"is one worker more than the {len(one.cores)} cores it shares with others"
-    return faults
+    return {
+        address: f"is one worker more than the {len(found[address].cores)} cores it shares with others"
+        for address, threads in shares(found).items()
+        if not threads
+    }
 
 
 def same_gpu(found: Mapping[str, Found]) -> dict[str, str]:

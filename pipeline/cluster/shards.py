@@ -22,7 +22,7 @@ from pipeline.cluster.tasks import Task, digest_of
 from pipeline.console import Talk
 from pipeline.extraction import Waiting
 from pipeline.journal import shard_name
-from pipeline.runs import Failure
+from pipeline.parallel import explained
 from pipeline.workspace import Workspace
 from stages.extract import Done, until_done
 from stages.shard_pipeline import Counter
@@ -34,6 +34,7 @@ from store.sharing.claims import STALE_S
 from store.sharing.workshop import plan_there
 
 Position = tuple[str, int]  # part, shard
+Failed = tuple[str, BaseException]  # what a task is called, and what it raised
 HOPELESS = 20  # failures in a row, after which the others are not tried
 _NAMED = 20
 
@@ -41,9 +42,9 @@ _NAMED = 20
 class ShardsFailed(FrostgridError):
     """Some shards could not be made; all others are finished, unless there was no hope for them."""
 
-    def __init__(self, failures: Sequence[Failure], where: str | Path, *, stopped: bool) -> None:
-        self.failures = tuple(failures)
-        names = "".join(f"\n  - {failure.title}: {failure.why}" for failure in failures[:_NAMED])
+    def __init__(self, failures: Sequence[Failed], where: str | Path, *, stopped: bool) -> None:
+        told = [explained(title, error) for title, error in failures[:_NAMED]]
+        names = "".join(f"\n  - {failure.title}: {failure.why}" for failure in told)
         more = f"\n  and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
         rest = "one after the other, so that no more were tried" if stopped else "the others are finished"
         super().__init__(
@@ -52,6 +53,9 @@ class ShardsFailed(FrostgridError):
             remedy="The same command tries them again and keeps what is finished.",
         )
         self.args = (f"{self.args[0]}{names}{more}",)
+        (first, *others) = [error for _, error in failures]
+        if isinstance(first, FrostgridError) and not others:  # ends the command as it would in one process
+            self.exit_status = first.exit_status  # type: ignore[misc]  # of this one error
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Site:
     crew: Crew
     talk: Talk
     check: Callable[[], None]
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[Failed] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.waiting = Waiting(self.talk)
@@ -179,11 +183,12 @@ class Shards:
                 self._settled.add(position)
             self._moved = True
 
-    def _failed(self, task: Task, failure: Failure) -> None:
+    def _failed(self, task: Task, error: BaseException) -> None:
         shard = self._under_way.pop(task.key)
+        failure = explained(task.title, error)
         self._settled.add((shard.part, shard.shard))
         self._site.work.journal.fail("shard", shard_name(self._store, shard), failure.why)
-        self._site.failures.append(failure)
+        self._site.failures.append((task.title, error))
         self._moved = True
         if failure.trace:
             self._site.talk.say(f"{failure.title}:\n{failure.trace}")

@@ -10,6 +10,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -30,7 +31,8 @@ class Task:
 
     ``key`` is equal for equal work, whoever asks for it: two people on one scheduler then share its result. ``title``
     is what people call it. ``call`` is a function of a module; ``args`` are values of kilobytes, never arrays. Where
-    there is something ``common``, its value goes before them.
+    there is something ``common``, its value goes before them. ``reads`` names what a worker may find fault with by a
+    :class:`pipeline.cluster.doubts.Doubt`, in the same words for all tasks that read it.
     """
 
     key: str
@@ -38,23 +40,21 @@ class Task:
     call: Callable[..., Any]
     args: tuple[Any, ...] = ()
     common: Common | None = None
+    reads: tuple[str, ...] = ()
 
     def packed(self) -> bytes:
         """Return what travels of it, for :func:`perform`."""
         return pickle.dumps((self.call, self.args))
 
 
-def perform(packed: bytes, device: str | None, *common: Any) -> Any:
+def perform(packed: bytes, device: str | None, common: bytes | None = None) -> Any:
     """Do a task on this worker, with what it has in common with others; raises what it raises."""
     from pipeline.cluster.here import here
 
     call, args = pickle.loads(packed)
-    return here().perform(call, (*common, *args), device)
-
-
-def unpacked(packed: bytes) -> Any:
-    """Return what was pickled, on this worker."""
-    return pickle.loads(packed)
+    if common is not None:  # unpacked once for all of them
+        args = (here().kept("common", common, partial(pickle.loads, common)), *args)
+    return here().perform(call, args, device)
 
 
 def digest_of(*texts: str) -> str:

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 
 from pipeline import staging
+from pipeline.budget import budget_for
 from pipeline.cluster.crew import Crew
-from pipeline.cluster.learning import Address, Failed, Source, Unread, train
+from pipeline.cluster.doubts import Doubt
+from pipeline.cluster.learning import Address, Failed, Source, train
 from pipeline.cluster.tasks import Common, Task
 from pipeline.console import Talk
-from pipeline.grouping import Group, check_device, complete_here, missing, pieces, refuse
+from pipeline.grouping import Group, check_device, complete_here, missing, refuse
 from pipeline.job import Job
-from pipeline.loading import Room, few
+from pipeline.loading import few
 from pipeline.outcome import Following, Outcome, Run
+from pipeline.parallel import explained
 from pipeline.runs import Failure, RunTask
 from pipeline.sharing import views_of
 from store import GridStore
@@ -30,7 +33,8 @@ def train_on(crew: Crew, jobs: Sequence[Job], talk: Talk, *, memory: int | None 
 
     Where the caches lie in a folder, workers read them there and write their runs into the folder of results. Where
     they lie at a URL, each worker copies what it needs of one encoder's, and sends a finished run (about as much as its
-    decoder's weights) back to this process, which writes it: then they need no folder of it.
+    decoder's weights) back to this process, which writes it: then they need no folder of it. So it does where it cannot
+    write a run; where this process cannot either, it raises :class:`StorageError`, and no more is trained.
 
     ``memory`` bytes are what each worker may use on a CPU. Where that is less than any of them could do with, it is
     raised before anything is trained; where one has less than another, its runs fail there.
@@ -87,13 +91,12 @@ def _require(crew: Crew, groups: Sequence[Group]) -> None:
 
 def _refuse_too_little(groups: Sequence[Group], memory: int) -> None:
     """Raise :class:`InputError` for runs that take more on a CPU, even if nothing is held of the features."""
-    nothing = Room("host", masks=False, nbytes=0)
     faults: list[InputError] = []
     for group in groups:
         jobs = dict(zip((position for position, _ in group.runs), group.tasks(), strict=True))
         for task in jobs.values():
             try:
-                pieces(task, group.first.tokens.spec, nothing, memory)
+                budget_for(task.settings, task.geometry, [torch.device("cpu")], memory)
             except InputError as error:
                 faults.append(error)
     refuse(faults)
@@ -106,25 +109,21 @@ class _Training:
     groups: Sequence[Group]
     memory: int | None
     following: Following
-    _given: dict[str, tuple[int, Run, RunTask]] = field(default_factory=dict)
-    _unread: dict[int, FrostgridError] = field(default_factory=dict)
+    _given: dict[str, tuple[Group, Run, RunTask]] = field(default_factory=dict)
 
     def on(self, crew: Crew) -> None:
         crew.perform(self._tasks(), on_done=self._done, on_failure=self._failed, on_start=self._begun)
 
     def _tasks(self) -> Iterator[Task]:
-        for number, group in enumerate(self.groups):
+        for group in self.groups:
             source = self._source(group)
             tiles = Common(f"tiles-{group.tiles.key[:24]}", group.tiles)
             for run, task in zip(group.runs, group.tasks(), strict=True):
-                if number in self._unread:
-                    self._cannot_read(number, run)
-                    continue
                 task = replace(task, folder=task.folder.absolute())
                 where = source.tokens.url or str(task.folder)
                 key = fingerprint([task.identity, where, source.tokens.path, self.memory])
-                one = Task(f"run-{key[:24]}", task.title, train, (source, task), tiles)
-                self._given[one.key] = number, run, task
+                one = Task(f"run-{key[:24]}", task.title, train, (source, task), tiles, (source.name,))
+                self._given[one.key] = group, run, task
                 yield one
 
     def _source(self, group: Group) -> Source:
@@ -135,15 +134,15 @@ class _Training:
     def _begun(self, one: Task) -> None:
         self.following.begun(self._given[one.key][1])
 
-    def _failed(self, one: Task, failure: Failure) -> None:
-        self.following.failed(self._given.pop(one.key)[1], failure)
+    def _failed(self, one: Task, error: BaseException) -> None:
+        group, run, _ = self._given.pop(one.key)
+        if isinstance(error, Doubt):  # told once for all of them
+            self.following.unread([run], f"all runs on {group.first.encoder}", error.error)
+        else:
+            self.following.failed(run, explained(one.title, error))
 
     def _done(self, one: Task, result: Any) -> None:
-        number, run, task = self._given.pop(one.key)
-        if isinstance(result, Unread):
-            self._unread.setdefault(number, result.error)
-            self._cannot_read(number, run)
-            return
+        _, run, task = self._given.pop(one.key)
         try:
             if isinstance(result, Failed):
                 raise result.error
@@ -155,10 +154,6 @@ class _Training:
             self.following.failed(run, Failure(one.title, str(error)))
         else:
             self.following.trained(run)
-
-    def _cannot_read(self, number: int, run: Run) -> None:
-        encoder = self.groups[number].first.encoder
-        self.following.unread([run], f"all runs on {encoder}", self._unread[number])
 
 
 def _address(job: Job, store: GridStore) -> Address:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def rectified_blur(z: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None
 
     Channels last in, channels last out (in ``out`` if given), in the dtype of ``z``; sums on a GPU float32 or wider.
     """
-    if z.is_cuda and _fused():
+    if z.is_cuda and _fused(z.device):
         from stages.decoders.blur_triton import rectified_blur as fused
 
         return fused(z, bias, out)
@@ -31,7 +31,7 @@ def blur_gradients(
     """
     part = torch.ops.aten.threshold_backward(grad, y, 0).contiguous(memory_format=torch.channels_last)
     dbias = part.sum((0, 2, 3), dtype=wide)
-    if grad.is_cuda and _fused():
+    if grad.is_cuda and _fused(grad.device):
         from stages.decoders.blur_triton import transposed_blur
 
         return transposed_blur(part), dbias
@@ -39,9 +39,25 @@ def blur_gradients(
 
 
 @cache
-def _fused() -> bool:
-    """Whether there is what the fused kernels are written in; torch brings it along for GPUs on Linux."""
-    return find_spec("triton") is not None
+def _fused(device: torch.device) -> bool:
+    """Whether the fused kernels run on ``device``, found out by running one; where they do not, that is said once.
+
+    They are compiled when they are first used, for which Triton has to be there (torch brings it along for GPUs on
+    Linux) and to find a C compiler. Without them the results are the same up to rounding.
+    """
+    try:
+        from stages.decoders.blur_triton import rectified_blur as fused
+
+        fused(torch.zeros(1, 1, 4, 4, device=device), torch.zeros(1, device=device))
+    except Exception as error:  # a compiler may fail in any way
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"Kernels for {device} cannot be compiled ({why}): torch's convolution takes their place, which is slower. "
+            "Triton needs a C compiler, such as gcc.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _kernel(like: torch.Tensor) -> torch.Tensor:

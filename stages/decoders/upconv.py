@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 from stages.decoders.blur import blur_gradients, rectified_blur
 from store.errors import InputError
@@ -197,13 +198,21 @@ def _tap_products(dz: torch.Tensor, x: torch.Tensor, part: torch.Tensor) -> torc
     for b, r in product(range(0, batch, at_once), range(0, h, lines)):
         block = taps_of[b : b + at_once, r : r + lines]
         gathered = space[: block.numel()].view(block.shape).copy_(block)
-        left = gathered.view(-1, rows * columns * wide_out).t()
-        right = pixels[b : b + at_once, r : r + lines].reshape(-1, wide_in)
-        if total.dtype == x.dtype:
-            total.addmm_(left, right)
-        else:
-            total += left @ right
+        total += _products(gathered.flatten(3), pixels[b : b + at_once, r : r + lines])
     return total.view(rows, columns, wide_out, wide_in)
+
+
+def _products(gathered: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Return sum over batch, rows and columns of ``gathered`` (B, h, w, G) times ``pixels`` (B, h, w, D) as (G, D)."""
+    across, wide_in = gathered.shape[-1], pixels.shape[-1]
+    if pixels.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return gathered.view(-1, across).t() @ pixels.reshape(-1, wide_in)
+    # As the weight gradient of a 1x1 convolution: oneDNN computes that, and makes more of some processors than the
+    # library of matrix products. With one thread torch asks it only for dilated ones, which one tap does not feel.
+    gradient: torch.Tensor = conv2d_weight(
+        pixels.permute(0, 3, 1, 2), (across, wide_in, 1, 1), gathered.permute(0, 3, 1, 2), dilation=2
+    )
+    return gradient.view(across, wide_in)
 
 
 class UpConv(nn.Module):

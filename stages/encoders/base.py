@@ -102,14 +102,16 @@ class Description:
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
-    """Return ``device`` as torch names it; for None a GPU where there is one, else the CPU.
+    """Return ``device`` as it was asked for; for None a GPU where there is one, else the CPU.
 
-    Raises ``InputError`` for one that does not exist here.
+    A GPU without a number stands for all of them where several may be used, else for torch's current one. Raises
+    ``InputError`` for one that does not exist here.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=device).device
+        torch.empty(0, device=device)
+        return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}",

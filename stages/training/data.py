@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages.training.device import arrival, host_space, on_device, sent
 from store import GridSpec
 from store.errors import InputError
 from store.int8 import TAIL
@@ -46,9 +47,10 @@ def token_values(stored: torch.Tensor, spec: GridSpec, device: torch.device) -> 
     """Return token grids (B, d, h, w) float32 on ``device``, channels last, from their stored form (B, *stored_shape).
 
     The values are those that the store's reader returns, bit for bit: of the int8 form, the product of step and scale
-    rounded to float32, the sum with the zero rounded to float32, and that rounded to float16.
+    rounded to float32, the sum with the zero rounded to float32, and that rounded to float16. From host memory a GPU
+    copies them later: what is page-locked has to stay as it is until then, see :mod:`stages.training.device`.
     """
-    stored = stored.to(device)
+    stored = sent(stored, device)
     if spec.encoding == "exact":
         return stored.to(torch.float32, memory_format=torch.channels_last)
     tail = stored[..., -TAIL:].contiguous().view(torch.float32)
@@ -108,13 +110,25 @@ class ResidentFeatures:
 
     def gather(self, rows: Rows) -> torch.Tensor:
         """Return the grids of ``rows``; see :class:`Features`."""
-        index = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self._grids.device)
-        return token_values(self._grids.index_select(0, index), self._spec, self._device)
+        index = sent(torch.from_numpy(np.asarray(rows, dtype=np.int64)), self._grids.device)
+        if self._grids.device.type == "cpu":
+            batch = host_space((len(index), *self._spec.stored_shape), self._grids.dtype, self._device)
+            torch.index_select(self._grids, 0, index, out=batch)
+        else:
+            batch = self._grids.index_select(0, index)
+        return token_values(batch, self._spec, self._device)
 
     def batches(self, order: Sequence[Rows]) -> Generator[torch.Tensor, None, None]:
         """Yield the batches of ``order``."""
         for rows in order:
             yield self.gather(rows)
+
+
+class _Space(NamedTuple):
+    """Host memory for a batch, and what waits until nothing is copied from it any more."""
+
+    array: NDArray[Any]
+    wait: Callable[[], None]
 
 
 class StreamedFeatures:
@@ -148,18 +162,20 @@ class StreamedFeatures:
     def batches(self, order: Sequence[Rows]) -> Generator[torch.Tensor, None, None]:
         """Yield the batches of ``order``, which are read in the background; closing the iterator stops that."""
         largest = max((len(rows) for rows in order), default=0)
-        free: SimpleQueue[NDArray[Any] | None] = SimpleQueue()
-        ready: SimpleQueue[tuple[NDArray[Any], torch.Tensor] | BaseException] = SimpleQueue()
+        free: SimpleQueue[_Space | None] = SimpleQueue()
+        ready: SimpleQueue[tuple[_Space, torch.Tensor] | BaseException] = SimpleQueue()
         for _ in range(self._ahead + 1):
-            free.put(self._space(largest))
+            free.put(_Space(self._space(largest), lambda: None))
 
         def read_ahead() -> None:
             try:
-                for rows in order:
-                    space = free.get()
-                    if space is None:
-                        return
-                    ready.put((space, self._read(rows, space[: len(rows)])))
+                with on_device(self._device):  # which is set for each thread
+                    for rows in order:
+                        space = free.get()
+                        if space is None:
+                            return
+                        space.wait()
+                        ready.put((space, self._read(rows, space.array[: len(rows)])))
             except BaseException as error:
                 ready.put(error)
 
@@ -172,20 +188,18 @@ class StreamedFeatures:
                     raise item
                 space, grids = item
                 batch = token_values(grids, self._spec, self._device)
-                free.put(space)
+                free.put(space._replace(wait=arrival(self._device)))
                 yield batch
         finally:
-            while not free.empty():
-                free.get()
+            with suppress(Empty):  # the other thread may take the last one at any time
+                while (left := free.get_nowait()) is not None:
+                    left.wait()  # before it is freed
             free.put(None)
             thread.join()
 
     def _space(self, views: int) -> NDArray[Any]:
-        # A GPU takes a batch from page-locked memory several times faster, and a step waits for that.
-        dtype, locked = getattr(torch, self._spec.stored_dtype), self._device.type == "cuda"
-        space: NDArray[Any] = torch.empty(
-            (views, *self._spec.stored_shape), dtype=dtype, pin_memory=locked
-        ).numpy()
+        shape, dtype = (views, *self._spec.stored_shape), getattr(torch, self._spec.stored_dtype)
+        space: NDArray[Any] = host_space(shape, dtype, self._device).numpy()
         return space
 
     def _read(self, rows: Rows, space: NDArray[Any]) -> torch.Tensor:
@@ -233,4 +247,4 @@ class SplitData:
         """Yield (tokens float32, truth uint8) on ``device`` for batches of (tile positions, their views)."""
         with closing(self.features.batches([self.rows[at] for at in chosen])) as tokens:
             for at, batch in zip(chosen, tokens, strict=True):
-                yield batch, torch.from_numpy(self.masks[self.mask_rows[at]]).to(device)
+                yield batch, sent(torch.from_numpy(self.masks[self.mask_rows[at]]), device)

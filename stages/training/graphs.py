@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from stages.training.device import on_device
 from store.errors import InputError
 
 Backward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -65,21 +66,29 @@ class RecordedBackward:
         return replay
 
 
-def cuda_graph(work: Work) -> tuple[list[torch.Tensor], Callable[[], None]]:
-    """Record ``work`` as a CUDA graph, in memory of its own.
+def cuda_graph(work: Work, device: torch.device) -> tuple[list[torch.Tensor], Callable[[], None]]:
+    """Record ``work``, which is done on ``device``, as a CUDA graph, in memory of its own.
 
     Raises ``InputError`` where it does what a recording cannot hold, such as to look at a value on the GPU.
     """
-    torch.cuda.empty_cache()  # what the steps before it took, and it takes once more
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # other threads meanwhile read features into memory that they allocate
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            made = work()
-    except RuntimeError as error:
-        raise InputError(
-            f"the decoder's step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
-            where="train.cuda_graphs",
-            remedy="Leave cuda_graphs out of the study.",
-        ) from error
-    return made, graph.replay
+    with on_device(device):
+        torch.cuda.empty_cache()  # what the steps before it took, and it takes once more
+        graph = torch.cuda.CUDAGraph()
+        # Torch's own stream for recordings is kept from the first of them, on whatever GPU that was.
+        stream = torch.cuda.Stream(device)
+        try:
+            # other threads meanwhile read features into memory that they allocate
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                made = work()
+        except RuntimeError as error:
+            raise InputError(
+                f"the decoder's step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
+                where="train.cuda_graphs",
+                remedy="Leave cuda_graphs out of the study.",
+            ) from error
+
+    def replay() -> None:
+        with on_device(device):
+            graph.replay()
+
+    return made, replay

@@ -38,15 +38,30 @@ class _Pixels:
 
     kept: torch.Tensor  # (B, H, W) bool
     log_p: torch.Tensor  # (B, C, H, W)
-    log_true: torch.Tensor  # (B, H, W), of class 0 where there is no label
+    log_true: torch.Tensor  # (B, H, W), of no meaning where there is no label
 
 
 def _pixels(logits: torch.Tensor, truth: torch.Tensor) -> _Pixels:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
     kept = truth != IGNORE
-    label = torch.where(kept, truth, 0).long().unsqueeze(1)
     log_p = torch.log_softmax(logits, dim=1)
-    return _Pixels(kept, log_p, log_p.gather(1, label).squeeze(1))
+    return _Pixels(kept, log_p, _masked(log_p, truth) if log_p.is_cuda else _gathered(log_p, truth))
+
+
+def _gathered(log_p: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of the true class, (B, H, W); of class 0 where there is no label."""
+    label = torch.where(truth != IGNORE, truth, 0).long().unsqueeze(1)
+    return log_p.gather(1, label).squeeze(1)
+
+
+def _masked(log_p: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return the same, but 0 where there is no label.
+
+    For GPUs, on which the gradient of a gather is summed in a fixed order by sorting all pixels, though none is met
+    twice. A sum of one term and zeros is exact, so that both ways give the same bits; on a CPU this one is slower.
+    """
+    classes = torch.arange(log_p.shape[1], dtype=truth.dtype, device=truth.device).view(-1, 1, 1)
+    return torch.where(truth.unsqueeze(1) == classes, log_p, 0).sum(1)
 
 
 def _entropy(pixels: _Pixels) -> torch.Tensor:

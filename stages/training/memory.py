@@ -17,14 +17,19 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # parameters of mallopt
 _TOP_PAD = 64 << 20
 
 
-def choose_residency(nbytes: int, device: torch.device, root: Path = Path("/")) -> Residency:
+def choose_residency(
+    nbytes: int, device: torch.device, root: Path = Path("/"), *, step: int = 0
+) -> Residency:
     """Say where ``nbytes`` of token grids in their stored form are held: "device", "host" or "stream" (batch by batch).
 
-    On a GPU if they take at most 0.7 of its free memory, else in host memory if they take at most 0.5 of what is
-    available there, else nowhere. ``root`` is the root of the file system, for :func:`available_memory`.
+    On a GPU if they take at most 0.7 of its free memory and leave the bytes that a ``step`` takes, else in host memory
+    if they take at most 0.5 of what is available there, else nowhere. ``root`` is the root of the file system, for
+    :func:`available_memory`.
     """
-    if device.type == "cuda" and nbytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if nbytes <= min(DEVICE_SHARE * free, free - step):
+            return "device"
     return "host" if nbytes <= HOST_SHARE * available_memory(root) else "stream"
 
 
@@ -90,3 +95,14 @@ def keep_large_blocks() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def give_back_memory() -> None:
+    """Give back what was freed, to the system and to the GPU, so that it counts as available again.
+
+    After :func:`keep_large_blocks` the freed grids of one cache stay with the process, and those of the next would seem
+    to have no room. Torch keeps what is freed on a GPU in the same way.
+    """
+    torch.cuda.empty_cache()  # which does nothing where no GPU was used
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -66,7 +66,8 @@ def train_run(
         backward, decoder, LOSSES[settings.loss], at_once=at_once, precision=settings.precision
     )
     if settings.cuda_graphs:
-        step_back = RecordedBackward(step_back, decoder.parameters(), settings.batch, cuda_graph)
+        record = partial(cuda_graph, device=device)
+        step_back = RecordedBackward(step_back, decoder.parameters(), settings.batch, record)
     views = np.stack([view_order(seed, tile, train.rows.shape[1]) for tile in range(len(train))])
     steps = -(-len(train) // settings.batch)
     seconds = {"train": 0.0, "validate": 0.0}

@@ -9,15 +9,22 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from distributed import get_worker
 
 from pipeline.cluster import here as worker
+from pipeline.cluster.doubts import Doubt
 from pipeline.cluster.here import here
 from store.errors import InputError, StorageError
 
 
 def dask_setup(_worker: object) -> None:
-    """Let a worker that loads this module at its start be quick to find that it does not see a file."""
+    """Let a worker that loads this module at its start be quick to find that it does not see a file.
+
+    And let it have a single core where there is ``ONE_CORE`` in its environment.
+    """
     worker.LATE_S = 1.0
+    if "ONE_CORE" in os.environ:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def nothing() -> None:
@@ -88,3 +95,13 @@ def around() -> tuple[int, int, str, bool]:
 def kept(key: str) -> tuple[int, str]:
     """Return the process and what it keeps for ``key``, another text whenever it is made anew."""
     return os.getpid(), here().kept("slot", key, lambda: uuid4().hex)
+
+
+def doubt(folder: Path, name: str, sick: int) -> str:
+    """As ``note``, but the first ``sick`` workers that come find fault with the shelf each time."""
+    ours = folder / f"{os.getpid()}.sick"
+    if ours.exists() or len(list(folder.glob("*.sick"))) < sick:
+        ours.touch()
+        note(folder, name)
+        raise Doubt("shelf", InputError("The shelf is empty", where="shelf"), get_worker().address)
+    return note(folder, name)

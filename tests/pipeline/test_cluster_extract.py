@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import s3_server
-from cachekit import Home
+from cachekit import Home, parsed
 from clusterkit import RealCluster
 from encoder_rows import timm_model, tiny, write_row
 from extractkit import (
@@ -225,6 +225,30 @@ def test_a_worker_and_then_the_scheduler_are_killed_and_only_what_was_under_way_
     expect_like(cache, alone)
 
 
+def test_a_worker_that_is_killed_costs_its_shard_and_the_same_command_finishes(
+    bench: Bench, alone: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+
+    def told() -> dict[str, int]:
+        at = ("--cache", cache, "--runs", bench.folder / "runs", "--json")
+        found: dict[str, int] = parsed(frostgrid("status", bench.study, *at))["encoders"][0]["shards"]
+        return found
+
+    bench.limit(4 * SHARD - 2)  # where both workers stop in the middle of a shard
+    with RealCluster(tmp_path / "cluster", environment=bench.environment) as cluster:
+        doing = Doing(bench.extract, cache, cluster.address)
+        until(lambda: shards(cache) >= 2 and told()["running"] == 2, doing)
+        cluster.kill_worker(0)
+        bench.limit(None)
+        said = doing.result()
+    assert f"counted: {VIEWS} views encoded, 0 kept" in said
+    counts = bench.encoded()
+    assert len(counts) == VIEWS and sum(counts.values()) - VIEWS <= SHARD
+    assert {**told(), "done": 0} == {"done": 0, "running": 0, "failed": 0, "to_do": 0, "lost": 0}
+    expect_like(cache, alone)
+
+
 @pytest.mark.slow
 def test_a_worker_is_killed_while_two_clusters_fill_one_bucket(
     bench: Bench, alone: Path, server: S3, tmp_path: Path
@@ -304,3 +328,11 @@ def test_a_worker_that_loads_another_encoder_than_the_cache_is_of_refuses_to_add
     batches = Batches(load_encoder("pixels", tile_px=32), 4)
     with pytest.raises(IdentityMismatch, match=r"another than that of the cache: .*stain"):
         extracting.refuse_other(batches, GridStore.open(home.store("stain")))
+
+
+def test_a_single_failure_ends_the_command_with_its_own_status() -> None:
+    other = ("stain, shard 0", IdentityMismatch("It is another encoder", where="stain"))
+    full = ("stain, shard 1", StorageError("The disk is full", where="cache"))
+    assert ShardsFailed([other], "cache", stopped=False).exit_status == IdentityMismatch.exit_status == 2
+    assert ShardsFailed([("x", ZeroDivisionError())], "cache", stopped=False).exit_status == 1
+    assert ShardsFailed([other, full], "cache", stopped=False).exit_status == 1

@@ -45,7 +45,7 @@ def until(reached: Callable[[], bool]) -> None:
 
 
 def refuses_all(line: Line, address: str) -> None:
-    for ask in (line.workers, line.under_way, lambda: line.submit("key", {}, len, ())):
+    for ask in (line.workers, line.under_way, lambda: line.submit("key", len, ())):
         with pytest.raises(StorageError, match="The scheduler of the cluster is gone") as caught:
             ask()
         assert caught.value.where == address
@@ -53,8 +53,8 @@ def refuses_all(line: Line, address: str) -> None:
 
 def test_a_lost_scheduler_is_told_while_it_is_looked_for_and_after_that(scheduler: RealCluster) -> None:
     with line_to(scheduler, "1s") as (line, client):
-        assert line.workers() == {} and line.under_way() == set()
-        future = line.submit("key", {"none": 1}, len, ())
+        assert line.workers() == {} and line.under_way() == {}
+        future = line.submit("key", len, (), worker="tcp://127.0.0.1:9")
         scheduler.kill_scheduler()
         refuses_all(line, scheduler.address)  # before the client has noticed, perhaps
         until(lambda: client.status != "running")
@@ -85,6 +85,8 @@ def test_impossible_clusters_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         (10_000, None, "10000 processes are more than"),
         (1, "tcp://127.0.0.1:1", "Give one of them"),
         (None, "nonsense://x", "no address of a scheduler"),
+        (None, "tls://127.0.0.1:9", "no address of a scheduler.*tls://127.0.0.1:9"),
+        (None, "ucx://127.0.0.1:9", "no address of a scheduler"),
     ):
         with pytest.raises(InputError, match=said), connected(workers, address, "cpu", Talk(quiet=True)):
             pass
@@ -95,6 +97,24 @@ def test_impossible_clusters_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
 
 
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("raise importlib.metadata.PackageNotFoundError", "none that"), ("return '0.0.7'", "0.0.7")],
+)
+def test_a_scheduler_without_the_same_frostgrid_is_refused(tmp_path: Path, version: str, said: str) -> None:
+    (tmp_path / "other.py").write_text(
+        f"import importlib.metadata\n\ndef version(_name):\n    {version}\n\nimportlib.metadata.version = version\n"
+    )
+    other = {"DASK_DISTRIBUTED__SCHEDULER__PRELOAD": str(tmp_path / "other.py")}
+    with (
+        RealCluster(tmp_path / "cluster", workers=0, environment=other) as scheduler,
+        pytest.raises(InputError, match=f"The frostgrid of the scheduler is {said}") as caught,
+        connected(None, scheduler.address, "cpu", Talk(quiet=True)),
+    ):
+        pass
+    assert caught.value.where == f"--scheduler {scheduler.address}"
+
+
 def test_a_crew_is_not_connected_before_it_is_needed() -> None:
     asked: list[str] = []
 
@@ -102,7 +122,7 @@ def test_a_crew_is_not_connected_before_it_is_needed() -> None:
         asked.append("connect")
         raise StorageError("Nobody is there")
 
-    crew = Crew(connect, "cpu", Talk(quiet=True))
+    crew = Crew(connect, "cpu", Talk(quiet=True), "--scheduler")
     assert (crew.workers, crew.gpus) == (0, False)
     crew.close()
     assert asked == []
@@ -122,9 +142,23 @@ def test_workers_of_a_machine_share_its_cores() -> None:
     assert shares({"a": found("x", 8, 8), "b": found("x", 8, 8, first=8)}) == {"a": 8, "b": 8}
 
 
+def test_threads_are_never_more_than_the_cores_that_workers_have_between_them() -> None:
+    many = shares({"a": found("x", 16, 16), **{f"b{n}": found("x", 16, 1) for n in range(8)}})
+    assert many == {"a": 8, **{f"b{n}": 1 for n in range(8)}}
+    assert shares({"a": found("x", 8, 8), "b": found("x", 4, 4)}) == {"a": 5, "b": 3}  # overlapping
+    # Two that have the same pair of cores, and one that may use these, too.
+    assert shares({"a": found("x", 2, 2), "b": found("x", 2, 2), "c": found("x", 8, 8)}) == {
+        "a": 1,
+        "b": 1,
+        "c": 6,
+    }
+    assert shares({"a": found("x", 3, 4), "b": found("x", 1, 4)}) == {"a": 2, "b": 1}
+
+
 def test_more_workers_than_cores_and_two_on_one_gpu_are_refused() -> None:
     assert not too_many({"a": found("x", 2, 1), "b": found("x", 2, 1), "c": found("y", 1, 1)})
     assert too_many({name: found("x", 2, 1) for name in "abcd"}).keys() == {"c", "d"}
+    assert not too_many({"a": found("x", 2, 8), "b": found("x", 1, 1)})
     assert same_gpu({"a": found("x", 8, 1, "g"), "b": found("y", 8, 1, "h"), "c": found("x", 8, 1, "g")}) == {
         "c": "has the GPU that a has: start one worker a GPU, by CUDA_VISIBLE_DEVICES"
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from cachekit import Home, parsed, refused
 
 from pipeline import engine
+from pipeline.budget import Room
 from pipeline.job import Job
+from pipeline.journal_reading import FOLDER, entries_in
 from pipeline.loading import load
-from pipeline.recorded import recorded_runs
+from pipeline.recorded import EVERY_RUN, recorded_runs, run_folders
 from pipeline.study import read_study
 from pipeline.sweeping import combinations
 from pipeline.tilesets import TileSet
@@ -48,7 +51,8 @@ def test_a_run_is_not_taken_for_the_one_that_was_trained_meanwhile_if_it_is_anot
     job, folder = pretender(copy)
     tiles = TileSet.of(job.needs().values())
     cpu = torch.device("cpu")
-    loaded = load(job.tokens, job.masks, tiles, cpu, encoder=job.encoder, scratch=copy.folder)
+    room = Room("host", masks=True)
+    loaded = load(job.tokens, job.masks, tiles, cpu, room, encoder=job.encoder, scratch=copy.folder)
     task = job.task(0, job.selection(tiles))
     with pytest.raises(VerificationError, match=r"settings\.lr"):
         task.perform(loaded, loaded.features(cpu), cpu, lambda report: None)
@@ -77,6 +81,26 @@ def test_a_record_that_says_nothing_of_use_ends_no_command_in_a_trace(copy: Home
     (own,) = copy.folder.glob("runs/small/stain/linear/seed-000-*/run.json")
     own.write_text("[]")
     refused(copy.run("report"), str(own), status=4)
+
+
+def test_runs_are_found_while_the_folder_of_journals_comes_and_goes(copy: Home) -> None:
+    results = copy.folder / "runs/small"
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            (results / FOLDER).mkdir()
+            (results / FOLDER).rmdir()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(3000):
+            assert len(run_folders(results, EVERY_RUN)) == 1
+            assert list(entries_in(results)) == []
+    finally:
+        over.set()
+        other.join()
 
 
 def test_what_a_killed_process_has_left_of_a_run_is_no_run(copy: Home) -> None:

@@ -12,18 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from cachekit import Home, refused
 
 from pipeline import engine
+from pipeline.budget import Room
 from pipeline.job import Job
 from pipeline.loading import Loaded, Shared, load
-from pipeline.parallel import cores, perform_in_parallel, places
+from pipeline.parallel import _serve, cores, perform_in_parallel, places
 from pipeline.runs import Failure, RunTask
 from pipeline.study import read_study
 from pipeline.tilesets import TileSet
+from stages.encoders import usable_device
+from stages.training.data import StreamedFeatures
 from stages.training.settings import TrainSettings
 from store.errors import InputError, StorageError
 
@@ -112,7 +117,14 @@ def tasks_of(job: Job) -> list[RunTask]:
 
 def loaded(job: Job) -> Loaded:
     return load(
-        job.tokens, job.masks, tiles_of(job), CPU, encoder="stain", scratch=job.work.results, shared=True
+        job.tokens,
+        job.masks,
+        tiles_of(job),
+        CPU,
+        Room("host", masks=True),
+        encoder="stain",
+        scratch=job.work.results,
+        shared=True,
     )
 
 
@@ -228,3 +240,60 @@ def test_more_processes_than_cores_are_refused_and_threads_never_exceed_them(cop
     with pytest.raises(InputError, match=f"more than the {cores()} cores"):
         places(cores() + 1, CPU)
     refused(copy.run("train", "--parallel", str(cores() + 1)), "--parallel", f"Give {cores()} or less")
+
+
+def test_a_gpu_without_a_number_stands_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda", 0)))
+    asked = usable_device("cuda")  # as a command hands it on
+    devices, threads = places(2, asked)
+    assert devices == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert threads == max(1, cores() // 2)
+    assert places(4, asked)[0][-1] == torch.device("cuda", 3)
+    with pytest.raises(InputError, match="5 processes are more than the 4 GPUs"):
+        places(5, asked)
+    assert places(1, usable_device("cuda:2"))[0] == [torch.device("cuda", 2)]
+    with pytest.raises(InputError, match="2 processes are more than the 1 GPUs"):
+        places(2, usable_device("cuda:2"))
+
+
+def test_a_process_asks_for_nothing_on_a_gpu_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[int] = [0]
+    asked: list[tuple[str, int]] = []
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    class Data:
+        def features(self, device: torch.device, threads: int) -> None:
+            asked.append((f"features with {threads} threads", current[-1]))
+
+    class Work:
+        title = "a run"
+
+        def perform(self, *_: object) -> None:
+            asked.append(("a run", current[-1]))
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr("pipeline.parallel._end_with_parent", lambda: None)
+    told: list[tuple[str]] = []
+    pipe: Any = SimpleNamespace(recv=iter([Work(), None]).__next__, send=told.append)
+    data: Any = Data()
+    _serve(pipe, data, torch.device("cuda", 3), 1)
+    assert asked == [("features with 1 threads", 3), ("a run", 3)]
+    assert told == [("ready",), ("done",)]
+
+
+def test_a_process_with_one_thread_decodes_streamed_grids_with_one(copy: Home) -> None:
+    data = replace(loaded(job_of(copy, 1)), grids=None)
+    for given, decoding in ((1, 1), (2, 2), (8, 2)):
+        features = data.features(CPU, given)
+        assert isinstance(features, StreamedFeatures)
+        assert features._threads == decoding

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cachekit import Home, cache, parsed, refused
 
-from pipeline import engine
-from pipeline.grouping import PROCESS_BYTES
+from pipeline import engine, trainer
+from pipeline.budget import PROCESS_BYTES, STREAMED_BATCHES, Room, budget_for
+from pipeline.loading import Loaded, Shared
 from pipeline.outcome import Following, Outcome
 from pipeline.study import read_study
 from pipeline.sweeping import combinations, variants
@@ -321,10 +323,8 @@ def test_bfloat16_is_another_run_and_trains(copy: Home) -> None:
 
 def test_little_memory_cuts_batches_into_pieces_and_too_little_is_refused(copy: Home) -> None:
     job = combinations(workspace(copy), [], [], 1, None)[0]
-    views = TileSet.of(job.needs().values()).total
-    held = views * (job.tokens.spec.stored_nbytes + job.masks.spec.stored_nbytes)
     one_tile = int(OVERHEAD * step_bytes(job.settings, job.geometry, 1)) + 1
-    least = held + one_tile + PROCESS_BYTES
+    least = PROCESS_BYTES + one_tile + STREAMED_BATCHES * job.settings.batch * job.tokens.spec.stored_nbytes
     again = copy.folder / "again"
     done = copy.run("train", "--max-memory", f"{least}B", "--runs", again)
     assert done.exit_code == 0, done.output
@@ -339,6 +339,55 @@ def test_little_memory_cuts_batches_into_pieces_and_too_little_is_refused(copy: 
     refused(copy.run("train", "--max-memory", "much"), "is no amount of memory")
     refused(copy.run("train", "--max-memory", "0"), "'0' is not even a byte")
     assert copy.run("train", "--seeds", "2", "--max-memory", "0.5 GiB").exit_code == 0
+
+
+def test_little_memory_gives_a_run_the_same_bits_whatever_else_is_missing(copy: Home) -> None:
+    job = combinations(workspace(copy), [], [], 1, None)[0]
+    held = TileSet.of(job.needs().values()).total * (
+        job.tokens.spec.stored_nbytes + job.masks.spec.stored_nbytes
+    )
+    two_tiles = int(OVERHEAD * step_bytes(job.settings, job.geometry, 2)) + 1
+    some = PROCESS_BYTES + held + two_tiles  # more views take one of the two where they have a say
+    memory = ("--max-memory", f"{some}B")
+
+    def trained(name: str, *more: str) -> dict[str, tuple[bytes, int]]:
+        runs = copy.folder / name
+        done = copy.run("sweep", "--set", *more, *memory, "--runs", runs)
+        assert done.exit_code == 0, done.output
+        return {
+            path.parent.name: (path.read_bytes(), load_run(path.parent).environment["tiles_at_once"])
+            for path in runs.glob("**/decoder.safetensors")
+        }
+
+    alone = trained("alone", "train.views=1", "--seeds", "1")
+    beside = trained("beside", "train.views=1,2", "--seeds", "2")
+    resumed = trained("alone", "train.views=1", "--seeds", "2")
+    assert (len(alone), len(beside), len(resumed)) == (1, 4, 2)
+    assert alone.items() < resumed.items() < beside.items()
+    decided = budget_for(job.settings, job.geometry, [torch.device("cpu")], some).at_once
+    assert {at_once for _, at_once in beside.values()} == {decided}
+
+
+def test_what_a_cache_left_is_given_back_before_the_next_is_weighed_once(
+    copy: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    weigh, read = trainer.room_for, trainer.load
+
+    def weighed(*arguments: Any, **more: Any) -> Room:
+        done.append(weigh(*arguments, **more))
+        return Room("stream", masks=False)  # what is free has changed meanwhile
+
+    def loaded(*arguments: Any, **more: Any) -> Loaded:
+        data = read(*arguments, **more)
+        done.append((arguments[4], data.grids, type(data.masks)))
+        return data
+
+    monkeypatch.setattr(trainer, "give_back_memory", lambda: done.append("given back"))
+    monkeypatch.setattr(trainer, "room_for", weighed)
+    monkeypatch.setattr(trainer, "load", loaded)
+    assert copy.run("train", "--seeds", "3").exit_code == 0
+    assert done == ["given back", Room("host", True), (Room("stream", False), None, Shared)]
 
 
 def test_progress_counts_all_runs_and_weighs_them_by_their_work(copy: Home) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stages.training import loss as losses
 from stages.training.loss import LOSSES
 from stages.training.settings import TrainSettings
 from store.errors import InputErrors
@@ -177,3 +178,49 @@ def test_a_diverged_prediction_shows_in_the_loss(name: str) -> None:
 def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputErrors, match=r"loss is 'hinge'.*Choose one of ce\+dice, ce, dice, focal"):
         TrainSettings(loss="hinge")
+
+
+def found_with(
+    monkeypatch: pytest.MonkeyPatch, way: str, name: str, logits: torch.Tensor, truth: torch.Tensor
+) -> list[torch.Tensor]:
+    """Loss, statistics and gradient with the true class picked in that way, on whatever device."""
+    monkeypatch.setattr(losses, "_gathered", ways[way])
+    logits = logits.clone().requires_grad_()
+    statistics = LOSSES[name].statistics(logits, truth)
+    value = LOSSES[name].value(statistics)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    return [value, statistics, logits.grad]
+
+
+ways = {"gathered": losses._gathered, "masked": losses._masked}
+
+
+@every_loss
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_for_gpus_gives_the_bits_of_a_gather(
+    name: str, classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(classes)
+    truth = torch.from_numpy(draw.choice([*range(classes), 255], size=(3, 37, 41)).astype(np.uint8))
+    truth[0, :5] = 255
+    for scale in (0.1, 3, 90):  # the last saturates: probabilities of exactly 1
+        logits = torch.from_numpy(draw.normal(0, scale, size=(3, classes, 37, 41))).to(dtype)
+        gathered, masked = (found_with(monkeypatch, way, name, logits, truth) for way in ways)
+        assert all(torch.equal(one, other) for one, other in zip(gathered, masked, strict=True))
+
+
+def test_the_way_for_gpus_needs_no_sorted_sum_and_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_gathered", losses._masked)
+    with torch.device("meta"):  # where there are no values to look at
+        logits = torch.empty(2, 3, 8, 8, requires_grad=True)
+        truth = torch.empty(2, 8, 8, dtype=torch.uint8)
+    with torch.profiler.profile() as profile:
+        LOSSES["ce+dice"](logits, truth).backward()  # type: ignore[no-untyped-call]
+    called = {event.key for event in profile.key_averages()}
+    sorting = {
+        f"aten::{name}" for name in ("gather", "scatter_add", "scatter_add_", "index_put", "index_put_")
+    }
+    assert "aten::log_softmax" in called
+    assert not called & {*sorting, "aten::_local_scalar_dense"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,138 @@ def test_a_batch_stays_what_it_was_while_others_are_read() -> None:
         np.array_equal(batch, tokens[rows].astype(np.float32))
         for rows, batch in zip(order, batches, strict=True)
     )
+
+
+def test_closing_does_not_wait_for_what_the_reader_takes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, emptied = threading.Event(), threading.Event()
+
+    class Raced(SimpleQueue):  # type: ignore[type-arg]
+        """A queue from which the reader takes the last item between a look and what follows from it."""
+
+        def empty(self) -> bool:
+            answer = super().empty()
+            reading.set()
+            emptied.wait(5)
+            return answer
+
+        def get_nowait(self) -> Any:
+            reading.set()
+            emptied.wait(5)
+            return super().get_nowait()
+
+    class Slow(ArrayReader):
+        def read_stored_many(self, *arguments: Any, **more: Any) -> NDArray[Any]:
+            if self.asked:
+                reading.wait(20)
+                if len(self.asked) == 3:
+                    emptied.set()
+            return super().read_stored_many(*arguments, **more)
+
+    monkeypatch.setattr("stages.training.data.SimpleQueue", Raced)
+    tokens, _ = blocks(10, 3, 1)
+    flow = StreamedFeatures(Slow(tokens), range(30), SPEC, CPU, ahead=2).batches(
+        [np.array([row], dtype=np.intp) for row in range(30)]
+    )
+    next(flow)
+    closing = threading.Thread(target=flow.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive() and not background_threads()
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Copies to a GPU stay in host memory; returns what was asked of it, in order."""
+    asked: list[str] = []
+    to, empty = torch.Tensor.to, torch.empty
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(f"pinned {tuple(tensor.shape)}")
+        return tensor
+
+    def moved(tensor: torch.Tensor, *where: Any, **how: Any) -> torch.Tensor:
+        if where and isinstance(where[0], torch.device) and where[0].type == "cuda":
+            asked.append("queued" if how == {"non_blocking": True} else "waited for")
+            return tensor.clone()
+        return to(tensor, *where, **how)
+
+    def made(*shape: Any, pin_memory: bool = False, **how: Any) -> torch.Tensor:
+        asked.append(f"space {'pinned' if pin_memory else 'plain'}")
+        return empty(*shape, **how)
+
+    class Event:
+        def __init__(self, blocking: bool) -> None:
+            assert blocking
+
+        def record(self, stream: object) -> None:
+            asked.append("noted")
+
+        def synchronize(self) -> None:
+            asked.append("awaited")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+    monkeypatch.setattr(torch, "empty", made)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return asked
+
+
+GPU = torch.device("cuda", 0)
+
+
+def test_a_gpu_takes_grids_and_masks_from_page_locked_memory_without_being_waited_for(
+    pretended: list[str],
+) -> None:
+    tokens, masks = blocks(4, 1, 1)
+    features = ResidentFeatures(torch.from_numpy(tokens), SPEC, GPU)
+    rows = np.arange(4, dtype=np.intp)[:, None]
+    data = SplitData(features, rows, masks, rows, ("a", "b", "c", "d"))
+    chosen = [(np.array([2, 1]), np.array([0, 0])), (np.array([3]), np.array([0]))]
+    found = list(data.examples(chosen, GPU))
+    assert [truth.tolist() for _, truth in found] == [masks[[2, 1]].tolist(), masks[[3]].tolist()]
+    assert [grids.tolist() for grids, _ in found] == [tokens[[2, 1]].tolist(), tokens[[3]].tolist()]
+    assert pretended[:5] == [
+        "space pinned",
+        f"pinned {(2, *SPEC.shape)}",
+        "queued",
+        "pinned (2, 32, 32)",
+        "queued",
+    ]
+    assert "waited for" not in pretended
+
+
+def test_the_space_of_streamed_grids_is_used_again_only_when_a_gpu_has_taken_them(
+    pretended: list[str],
+) -> None:
+    tokens, _ = blocks(10, 3, 1)
+    order = [np.array([row], dtype=np.intp) for row in range(30)]
+    features = StreamedFeatures(ArrayReader(tokens), range(30), SPEC, GPU, ahead=2)
+    for row, batch in enumerate(features.batches(order)):
+        assert batch[0].tolist() == tokens[row].tolist()
+    assert pretended.count("space pinned") == 3
+    assert (pretended.count("queued"), pretended.count("noted")) == (30, 30)
+    assert pretended.count("awaited") == 30  # before the space is used again, or freed
+    assert "waited for" not in pretended
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("on_device", [True, False])
+def test_no_batch_is_waited_for_on_a_gpu(on_device: bool) -> None:
+    tokens, masks = blocks(10, 3, 1)
+    held = torch.from_numpy(tokens).to("cuda" if on_device else "cpu")
+    rows = np.arange(30, dtype=np.intp)[:, None]
+    data = SplitData(ResidentFeatures(held, SPEC, GPU), rows, masks, rows, tuple(map(str, range(30))))
+    chosen = [(np.array([row, row + 1]), np.array([0, 0])) for row in range(0, 30, 2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = list(data.examples(chosen, GPU))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (at, _), (grids, truth) in zip(chosen, found, strict=True):
+        assert np.array_equal(grids.cpu().numpy(), tokens[at].astype(np.float32))
+        assert np.array_equal(truth.cpu().numpy(), masks[at])
 
 
 def test_grids_of_another_type_are_refused() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from stages.decoders import Geometry, UpConvMode, build_decoder, set_upconv_mode
 from stages.training.graphs import WARM, RecordedBackward, Work, cuda_graph
 from stages.training.loss import LOSSES
+from stages.training.run import _reproducible
 from stages.training.step import backward
 from store.errors import InputError
 
@@ -88,8 +90,13 @@ def test_a_step_looks_at_no_value_which_no_recording_could_hold(loss: str, mode:
 @needs_gpu
 @pytest.mark.parametrize("at_once", [4, 3])
 def test_a_cuda_graph_trains_as_the_plain_steps_do(at_once: int) -> None:
-    plain = trained("cuda", at_once, lambda _, step: step)
-    recorded = trained("cuda", at_once, lambda d, step: RecordedBackward(step, d.parameters(), 4, cuda_graph))
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    record = partial(cuda_graph, device=device)
+    with _reproducible(device):  # as runs are trained
+        plain = trained(str(device), at_once, lambda _, step: step)
+        recorded = trained(
+            str(device), at_once, lambda d, step: RecordedBackward(step, d.parameters(), 4, record)
+        )
     assert all(torch.equal(one, other) for one, other in zip(plain, recorded, strict=True))
 
 
@@ -97,4 +104,44 @@ def test_a_cuda_graph_trains_as_the_plain_steps_do(at_once: int) -> None:
 def test_a_step_that_looks_at_values_cannot_be_recorded() -> None:
     values = torch.ones(3, device="cuda")
     with pytest.raises(InputError, match="cannot be recorded as a CUDA graph"):
-        cuda_graph(lambda: [values * values.sum().item()])
+        cuda_graph(lambda: [values * values.sum().item()], values.device)
+
+
+def test_a_recording_is_made_and_replayed_on_the_gpu_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+    done: list[tuple[str, int]] = []
+
+    class Scope:
+        """Makes a GPU the current one for as long as it lasts."""
+
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    class Graph:
+        def replay(self) -> None:
+            done.append(("replayed", current[-1]))
+
+    @contextmanager
+    def graph(kept: Graph, stream: str, capture_error_mode: str) -> Iterator[None]:
+        done.append((f"recorded on {stream}, {capture_error_mode}", current[-1]))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", Scope)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+
+    def work() -> list[torch.Tensor]:
+        done.append(("worked", current[-1]))
+        return [torch.ones(1)]
+
+    made, replay = cuda_graph(work, torch.device("cuda", 2))
+    replay()
+    assert made[0].item() == 1 and current == [0]
+    assert done == [("recorded on a stream of cuda:2, thread_local", 2), ("worked", 2), ("replayed", 2)]

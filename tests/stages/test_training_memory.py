@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.training.memory import available_memory, choose_residency, keep_large_blocks
+from stages.training.memory import (
+    available_memory,
+    choose_residency,
+    give_back_memory,
+    keep_large_blocks,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 GB = 10**9
@@ -40,6 +45,15 @@ def test_seven_tenths_of_the_free_gpu_memory_may_be_taken(
     assert choose_residency(7 * GB, GPU, root) == "device"
     assert choose_residency(7 * GB + 1, GPU, root) == "host"
     assert choose_residency(11 * GB, GPU, root) == "stream"
+
+
+def test_grids_on_a_gpu_leave_what_a_step_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = machine(tmp_path, 20 * GB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GB, 80 * GB))
+    assert choose_residency(4 * GB, GPU, root, step=6 * GB) == "device"
+    assert choose_residency(4 * GB + 1, GPU, root, step=6 * GB) == "host"
+    assert choose_residency(0, GPU, root, step=11 * GB) == "host"
+    assert choose_residency(10 * GB, CPU, root, step=99 * GB) == choose_residency(10 * GB, CPU, root)
 
 
 def test_a_control_group_of_version_2_is_the_limit_without_its_file_cache(tmp_path: Path) -> None:
@@ -121,3 +135,39 @@ def test_kept_blocks_are_not_faulted_in_again() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     assert not keep_large_blocks()
+
+
+FREED = """
+import re, torch
+from pathlib import Path
+from stages.training.memory import give_back_memory, keep_large_blocks
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+keep_large_blocks()
+before = resident()
+grids, last = torch.ones(64 << 20), torch.ones(1 << 20)  # so that freed memory is not at the end of the heap
+del grids
+kept = resident()
+give_back_memory()
+print(before, kept, resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_the_freed_grids_of_one_cache_are_given_back_before_the_next_is_weighed() -> None:
+    command = [sys.executable, "-c", FREED]
+    before, kept, after = map(
+        int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    )
+    assert kept > before + 200 and after < before + 100  # of 256 MiB
+
+
+def test_giving_back_asks_torch_too_and_another_c_library_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("torch"))
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: asked.append("library"))
+    give_back_memory()
+    assert asked == ["torch"]

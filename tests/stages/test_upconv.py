@@ -81,15 +81,36 @@ def test_a_gradient_asked_for_alone_is_the_same(needed: int) -> None:
     torch.testing.assert_close(alone, outcome(textbook_upconv, tensors, torch.float64)[1 + needed])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # which take libraries of their own
 def test_weight_gradient_is_whole_when_the_work_is_cut_into_many_blocks(
-    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = problem(3, 4, 5, 7, 6)
     exact = outcome(textbook_upconv, tensors, torch.float64)
     line = 6 * 9 * 5
     for workspace in (1, line, 2 * line, 7 * line, 15 * line, 99 * line):
         monkeypatch.setattr("stages.decoders.upconv._WORKSPACE", workspace)
-        torch.testing.assert_close(outcome(fast_upconv, tensors, torch.float64)[2], exact[2])
+        found = outcome(fast_upconv, tensors, dtype)[2].to(dtype)
+        torch.testing.assert_close(found, exact[2].to(dtype))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="about oneDNN")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_weight_gradient_in_float32_is_no_matrix_product_and_has_the_same_bits_again(
+    threads: int,
+) -> None:
+    tensors = problem(2, 16, 16, 8, 9)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.profiler.profile() as profile:
+            first = outcome(fast_upconv, tensors, torch.float32)
+        again = outcome(fast_upconv, tensors, torch.float32)
+    finally:
+        torch.set_num_threads(before)
+    called = {event.key for event in profile.key_averages()}
+    assert not called & {"aten::addmm", "aten::mm", "aten::slow_conv_dilated2d"}
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from stages.decoders import blur
 
 SCRIPT = """
 import torch
@@ -51,3 +56,43 @@ def test_the_kernels_for_gpus_agree_with_the_processor() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "kernels agree" in done.stdout
+
+
+@pytest.fixture
+def unknown() -> Iterator[None]:
+    blur._fused.cache_clear()
+    yield
+    blur._fused.cache_clear()
+
+
+@pytest.mark.usefixtures("unknown")
+def test_without_a_compiler_the_convolution_takes_the_kernels_place_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[torch.Size] = []
+
+    def failing(z: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        tried.append(z.shape)
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC.")
+
+    monkeypatch.setitem(sys.modules, "stages.decoders.blur_triton", SimpleNamespace(rectified_blur=failing))
+    device = torch.device("cpu")
+    with pytest.warns(UserWarning, match=r"\(Failed to find C compiler\.\): torch's convolution") as told:
+        assert not blur._fused(device) and not blur._fused(device)
+    assert len(told) == 1 and len(tried) == 1
+
+
+@pytest.mark.usefixtures("unknown")
+def test_without_triton_that_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stages.decoders.blur_triton", None)
+    with pytest.warns(UserWarning, match="cannot be compiled"):
+        assert not blur._fused(torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("unknown")
+def test_kernels_that_run_are_taken_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    kernels = SimpleNamespace(rectified_blur=lambda z, bias: z)
+    monkeypatch.setitem(sys.modules, "stages.decoders.blur_triton", kernels)
+    assert blur._fused(torch.device("cpu")) and not recwarn.list
