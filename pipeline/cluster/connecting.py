@@ -80,11 +80,7 @@ def _line_to(address: str) -> Iterator[Line]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said in our words
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
-    except (
-        ValueError,
-        TypeError,
-        ImportError,
-    ) as error:  # of a protocol that needs more than an address, too
+    except (ValueError, TypeError, ImportError) as error:  # the last two: of other protocols than tcp
         raise InputError(
             f"This is no address of a scheduler: {error}",
             where=f"--scheduler {address}",
