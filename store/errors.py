@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 
 class FrostgridError(Exception):
@@ -14,7 +14,7 @@ class FrostgridError(Exception):
     next step as a sentence. ``exit_status`` is the status of the command that ends with this error.
     """
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
 
     def __init__(self, what: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
         self.what = what

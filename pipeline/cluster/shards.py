@@ -55,7 +55,7 @@ class ShardsFailed(FrostgridError):
         self.args = (f"{self.args[0]}{names}{more}",)
         (first, *others) = [error for _, error in failures]
         if isinstance(first, FrostgridError) and not others:  # ends the command as it would in one process
-            self.exit_status = first.exit_status  # type: ignore[misc]  # of this one error
+            self.exit_status = first.exit_status
 
 
 @dataclass
