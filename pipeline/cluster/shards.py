@@ -34,7 +34,7 @@ from store.sharing.claims import STALE_S
 from store.sharing.workshop import plan_there
 
 Position = tuple[str, int]  # part, shard
-Failed = tuple[str, BaseException]  # what a task is called, and what it raised
+FailedTask = tuple[str, BaseException]  # what a task is called, and what it raised
 HOPELESS = 20  # failures in a row, after which the others are not tried
 _NAMED = 20
 
@@ -42,7 +42,7 @@ _NAMED = 20
 class ShardsFailed(FrostgridError):
     """Some shards could not be made; all others are finished, unless there was no hope for them."""
 
-    def __init__(self, failures: Sequence[Failed], where: str | Path, *, stopped: bool) -> None:
+    def __init__(self, failures: Sequence[FailedTask], where: str | Path, *, stopped: bool) -> None:
         told = [explained(title, error) for title, error in failures[:_NAMED]]
         names = "".join(f"\n  - {failure.title}: {failure.why}" for failure in told)
         more = f"\n  and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
@@ -69,7 +69,7 @@ class Site:
     crew: Crew
     talk: Talk
     check: Callable[[], None]
-    failures: list[Failed] = field(default_factory=list)
+    failures: list[FailedTask] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.waiting = Waiting(self.talk)
