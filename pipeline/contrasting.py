@@ -13,7 +13,7 @@ from pipeline.report.summary import clusters_of
 from pipeline.workspace import Workspace
 from stages.evidence import FEW_CLUSTERS, Resampling, holm
 from stages.evidence.comparing import compare
-from stages.evidence.words import listed, p_phrase
+from stages.evidence.words import p_phrase, seeds_text
 from stages.metrics import Counts, mean_of_present, mean_over_classes, pooled_dice
 from stages.tiles.tiling import Tile
 from store.identity import differences
@@ -56,11 +56,7 @@ def contrast(a: Workspace, b: Workspace, seeds: int | None) -> dict[str, Any]:
 
 
 def _missing(found: Sequence[Finished]) -> list[str]:
-    return [
-        f"{result.encoder}, seed{'' if len(result.missing) == 1 else 's'} {listed([str(s) for s in result.missing])}"
-        for result in found
-        if result.missing
-    ]
+    return [f"{result.encoder}, {seeds_text(result.missing)}" for result in found if result.missing]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -91,10 +87,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         if not row["seeds"]:
             text += "; not tested: they have no seed in common"
         elif row["left_out"]:
-            which = (
-                f"seed{'s' if len(row['seeds']) > 1 else ''} {listed([str(seed) for seed in row['seeds']])}"
-            )
-            text += f"; over {which} alone, which both have"
+            text += f"; over {seeds_text(row['seeds'])} alone, which both have"
         lines.append(text)
     if found["paired"] and 1 < found["clusters"] < FEW_CLUSTERS:
         lines.append(f"fewer than {FEW_CLUSTERS} independent images or patients: do not trust the intervals")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.evidence import FEW_CLUSTERS, LEAST_RESAMPLES
-from stages.evidence.words import listed
+from stages.evidence.words import listed, seeds_text
 
 NAMED = 6  # encoders or runs, in one sentence
 
@@ -62,7 +62,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             planned = len(row["seeds"]) + len(row["missing_seeds"])
             found.append(
                 f"{row['encoder']} has {len(row['seeds'])} of {planned} seeds: no finished run of "
-                f"seed{_s(len(missing))} {listed([str(seed) for seed in missing])}. Its means are those "
+                f"{seeds_text(missing)}. Its means are those "
                 "of the seeds that it has; it is compared with others over the seeds that both have."
             )
     if summary["without_runs"]:

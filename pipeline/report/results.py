@@ -47,10 +47,14 @@ def left_out(workspace: Workspace, results: Sequence[Finished]) -> tuple[list[st
     """Return sentences on runs of which ``results`` say nothing: of encoders not known here, and unreadable ones."""
     _, gone = _known_encoders(workspace)
     unknown = [f"The runs of {name} were left out: {error}" for name, error in gone.items()]
-    named = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
-    unread = [folder for folder in unreadable_runs(workspace) if folder not in named]
+    unread = [folder for folder in unreadable_runs(workspace) if folder not in damaged_folders(results)]
     damaged = [f"A run is damaged and was left out: {folder / RUN} cannot be read" for folder in unread]
     return unknown, damaged
+
+
+def damaged_folders(results: Sequence[Finished]) -> set[Path]:
+    """Return the folders of the damaged runs that ``results`` name."""
+    return {Path(error.where or "").parent for result in results for error in result.damaged.values()}
 
 
 def _known_encoders(workspace: Workspace) -> tuple[list[str], dict[str, InputError]]:

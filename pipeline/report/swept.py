@@ -9,13 +9,13 @@ from pathlib import Path
 from pipeline.finished import Finished
 from pipeline.recorded import EVERY_RUN, run_folders
 from pipeline.report.ablations import Ablated
-from pipeline.report.results import stored_runs
+from pipeline.report.results import damaged_folders, stored_runs
 from pipeline.report.summary import clusters_of
 from pipeline.sweeping import DEFAULT, variants
 from pipeline.workspace import Workspace
 from stages.decoders import decoder_options
 from stages.evidence import assess
-from stages.evidence.words import listed
+from stages.evidence.words import seeds_text
 
 DECODER, OPTIONS = "decoder", "train.decoder_options."
 
@@ -37,7 +37,7 @@ def swept(workspace: Workspace, results: Sequence[Finished], seeds: int | None =
     :func:`pipeline.report.results.collect`.
     """
     own = {run.folder for result in results for run in result.runs.values()}
-    named = {Path(error.where or "").parent for result in results for error in result.damaged.values()}
+    named = damaged_folders(results)
     made = Swept()
     if own | named >= set(run_folders(workspace.results, EVERY_RUN)):
         return made
@@ -103,8 +103,9 @@ def _add(
         made.notes.append(f"{factor} of {line} is not shown: no seed was trained with all of its values.")
         return
     if any(len(one.runs) > len(common) for one in members.values()):
-        which = f"seed{'s' if len(common) > 1 else ''} {listed([str(seed) for seed in sorted(common)])}"
-        made.notes.append(f"{factor} of {line} is shown over {which} alone, which all of its values have.")
+        made.notes.append(
+            f"{factor} of {line} is shown over {seeds_text(sorted(common))} alone, which all of its values have."
+        )
     clusters, _ = clusters_of(workspace.tiles["test"])
     for value, whole in members.items():
         one = whole.over(common)
@@ -117,7 +118,7 @@ def _add(
                 tuple(one.dice.tolist()),
                 one.decoder_parameters,
                 None if interval is None else (interval.low, interval.high),
-                _options(one, usual),
+                _options(workspace, one, usual),
                 stored_runs(workspace, one),
             )
         )
@@ -141,9 +142,10 @@ def _value(one: Finished, factor: str, settings: Mapping[str, str], found: Seque
     return " ".join([one.decoder, *([f"({', '.join(said)})"] if said else [])])
 
 
-def _options(one: Finished, usual: Mapping[str, str]) -> tuple[str, ...]:
+def _options(workspace: Workspace, one: Finished, usual: Mapping[str, str]) -> tuple[str, ...]:
     """Return the options of ``frostgrid sweep`` that make these runs of the study."""
-    plain = decoder_options(one.decoder, {})
+    train = workspace.study.train
+    plain = decoder_options(one.decoder, train.decoder_options if train.decoder == one.decoder else {})
     set_to = {n: v for n, v in one.job.settings.options.items() if v is not None and v != plain[n]}
     decoder = ":".join([one.decoder, *([",".join(f"{n}={v}" for n, v in set_to.items())] if set_to else [])])
     given = ["--encoder", one.job.reference, "--decoder", decoder]

@@ -46,5 +46,10 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return seeds, one or more, as a sentence has them: ``seed 0``, ``seeds 0 and 1``."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {listed([str(seed) for seed in seeds])}"
+
+
 def _reach(interval: Interval) -> str:
     return f"95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f}".replace("-", "−")

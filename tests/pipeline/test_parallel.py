@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from cachekit import Home, refused
+from gpukit import CurrentGpu
 
 from pipeline import engine
 from pipeline.budget import Room
@@ -258,30 +259,19 @@ def test_a_gpu_without_a_number_stands_for_all_of_them(monkeypatch: pytest.Monke
 
 
 def test_a_process_asks_for_nothing_on_a_gpu_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    current: list[int] = [0]
     asked: list[tuple[str, int]] = []
-
-    class Current:
-        def __init__(self, device: torch.device) -> None:
-            self.index = device.index
-
-        def __enter__(self) -> None:
-            current.append(self.index)
-
-        def __exit__(self, *_: object) -> None:
-            current.pop()
 
     class Data:
         def features(self, device: torch.device, threads: int) -> None:
-            asked.append((f"features with {threads} threads", current[-1]))
+            asked.append((f"features with {threads} threads", CurrentGpu.now[-1]))
 
     class Work:
         title = "a run"
 
         def perform(self, *_: object) -> None:
-            asked.append(("a run", current[-1]))
+            asked.append(("a run", CurrentGpu.now[-1]))
 
-    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "device", CurrentGpu)
     monkeypatch.setattr("pipeline.parallel._end_with_parent", lambda: None)
     told: list[tuple[str]] = []
     pipe: Any = SimpleNamespace(recv=iter([Work(), None]).__next__, send=told.append)

@@ -405,3 +405,18 @@ def test_runs_under_another_setting_are_ablations_and_change_no_mean(copied: Hom
     assert {path.stem for path in (runs / "tables").iterdir()} == {
         *("dice", "scores", "encoders", "comparisons", "ranks", "notes")
     }
+
+
+def test_the_options_to_repeat_a_variant_undo_what_the_study_says_of_its_decoder(tmp_path: Path) -> None:
+    own = 'decoder = "mlp"\ndecoder_options = { hidden = 4 }'
+    home = Home(
+        tmp_path, text=FOLDER.replace('decoder = "linear"', own.replace("{", "{{").replace("}", "}}"))
+    )
+    assert home.run("run").exit_code == 0
+    assert (
+        home.run("sweep", "--decoder", "mlp:hidden=256").exit_code == 0
+    )  # which is the decoder's own default
+    assert home.run("report").exit_code == 0
+    found = {row["value"]: row["options"] for row in summary(home)["ablations"]}
+    assert found[4.0][:4] == ["--encoder", "stain", "--decoder", "mlp"]
+    assert found[256.0][:4] == ["--encoder", "stain", "--decoder", "mlp:hidden=256"]

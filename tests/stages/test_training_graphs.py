@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from gpukit import CurrentGpu
 from torch import nn
 
 from stages.decoders import Geometry, UpConvMode, build_decoder, set_upconv_mode
@@ -108,40 +109,27 @@ def test_a_step_that_looks_at_values_cannot_be_recorded() -> None:
 
 
 def test_a_recording_is_made_and_replayed_on_the_gpu_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = [0]
     done: list[tuple[str, int]] = []
-
-    class Scope:
-        """Makes a GPU the current one for as long as it lasts."""
-
-        def __init__(self, device: torch.device) -> None:
-            self.index = device.index
-
-        def __enter__(self) -> None:
-            current.append(self.index)
-
-        def __exit__(self, *_: object) -> None:
-            current.pop()
 
     class Graph:
         def replay(self) -> None:
-            done.append(("replayed", current[-1]))
+            done.append(("replayed", CurrentGpu.now[-1]))
 
     @contextmanager
     def graph(kept: Graph, stream: str, capture_error_mode: str) -> Iterator[None]:
-        done.append((f"recorded on {stream}, {capture_error_mode}", current[-1]))
+        done.append((f"recorded on {stream}, {capture_error_mode}", CurrentGpu.now[-1]))
         yield
 
-    monkeypatch.setattr(torch.cuda, "device", Scope)
+    monkeypatch.setattr(torch.cuda, "device", CurrentGpu)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
 
     def work() -> list[torch.Tensor]:
-        done.append(("worked", current[-1]))
+        done.append(("worked", CurrentGpu.now[-1]))
         return [torch.ones(1)]
 
     made, replay = cuda_graph(work, torch.device("cuda", 2))
     replay()
-    assert made[0].item() == 1 and current == [0]
+    assert made[0].item() == 1 and CurrentGpu.now == [0]
     assert done == [("recorded on a stream of cuda:2, thread_local", 2), ("worked", 2), ("replayed", 2)]
