@@ -71,7 +71,7 @@ def pull(
         sweep_part(part)
         seal(part)  # also where nothing was lacking: an earlier copy may have been killed just before this
     raise_faults(faults)
-    return Copied(store, work.shards, work.bytes, kept)
+    return Copied(store, work.shards, work.bytes, kept + len(jobs) - work.shards)
 
 
 def _destination(offer: Offer, root: Path) -> GridStore:

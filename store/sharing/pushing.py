@@ -78,7 +78,6 @@ def push(
         (part, [record for record in records if record.id.shard not in part.records])
         for part, records in standing
     ]
-    kept = sum(len(records) for _, records in standing) - sum(len(records) for _, records in lacking)
     total = sum(record.summary.bytes for _, records in lacking for record in records)
     batch = place.batch_files
     work = Work(1 if batch > 1 else threads, total, on_progress)
@@ -90,7 +89,8 @@ def push(
         if part.records:
             part.seal(files if part.sealed and not part.sent else place.files(folder), work)
     raise_faults(faults)
-    return Copied(store, work.shards, work.bytes, kept)
+    asked = sum(len(records) for _, records in standing)
+    return Copied(store, work.shards, work.bytes, asked - work.shards)
 
 
 def _standing(

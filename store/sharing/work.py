@@ -21,7 +21,7 @@ WAIT_S = 0.5  # between looks at a shard that another process is bringing
 class Copied:
     """What a copy came to: the ``store`` on this machine, ``shards`` copied with their ``bytes``, and ``kept``.
 
-    ``kept`` counts the finished shards that were on the other side already.
+    ``kept`` counts those that were not, since they lay whole on the other side, or came there meanwhile.
     """
 
     store: GridStore

@@ -180,7 +180,8 @@ def test_a_full_disk_keeps_the_finished_shards_and_conversion_goes_on(small_disk
         convert(source, disk, "int8")
     (target,) = GridStore.beside(disk, "pixels")
     kept = kit.finished(target)
-    assert 0 < len(kept) < 8 and verify(target) == [] and not list(disk.rglob("*.partial"))
+    assert 0 < len(kept) < 8 and not list(disk.rglob("*.partial"))
+    kit.expect_only_unmarked(target)
     small_disk("size=8m")
     assert convert(source, disk, "int8") == target
     kit.expect_untouched(kept, target)
