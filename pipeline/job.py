@@ -116,7 +116,7 @@ class Job:
         try:
             return self.work.find_tokens(self.reference, self.weights)
         except NoCache:
-            if self.work.study.cache.encoding == "int8" and (exact := self._exact_tokens()) is not None:
+            if self.work.study.cache.encoding == "int8" and (exact := self.exact_tokens()) is not None:
                 raise OtherCache(
                     f"{self.encoder} is cached as float16, not as int8",
                     where=exact.path,
@@ -124,7 +124,8 @@ class Job:
                 ) from None
             raise
 
-    def _exact_tokens(self) -> GridStore | None:
+    def exact_tokens(self) -> GridStore | None:
+        """Return the encoder's float16 cache, from which an int8 one is converted; None where there is none."""
         study = self.work.study
         exact = study.model_copy(update={"cache": study.cache.model_copy(update={"encoding": "float16"})})
         try:

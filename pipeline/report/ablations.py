@@ -28,7 +28,8 @@ class Ablated:
     ``encoder`` is what a line of the chart is called: the encoder, and whatever else is not as in the study. ``dice``
     is the mean test Dice of each seed as a share of 1, ``ci`` its 95 % interval over test images where there is one,
     ``parameters`` those of the decoder, ``options`` the options of ``frostgrid sweep`` that make its ``runs``, of which
-    there is what :func:`pipeline.report.results.stored_runs` tells.
+    there is what :func:`pipeline.report.results.stored_runs` tells, ``before`` the frostgrid command that has to come
+    before, if there is one.
     """
 
     factor: str
@@ -38,6 +39,7 @@ class Ablated:
     parameters: int
     ci: tuple[float, float] | None = None
     options: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
     runs: Sequence[Mapping[str, Any]] = ()
 
 
@@ -57,6 +59,7 @@ def as_json(varied: Sequence[Ablated]) -> list[dict[str, Any]]:
             },
             "parameters": one.parameters,
             "options": list(one.options),
+            "before": list(one.before),
             "runs": list(one.runs),
         }
         for one in order

@@ -28,6 +28,7 @@ def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
         commands += [["extract", study, *encoders], ["train", study, *encoders, "--seeds", str(seeds)]]
     for row in varied:
         count = 1 + max(run["seed"] for run in row["runs"])
+        commands += [row["before"]] if row["before"] else []
         commands.append(["sweep", study, *row["options"], "--seeds", str(count)])
     commands.append(["report", study, "--seeds", str(seeds)])
     runs = [(row["encoder"], run) for row in summary["results"] for run in row["runs"]]

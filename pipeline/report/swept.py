@@ -119,6 +119,7 @@ def _add(
                 one.decoder_parameters,
                 None if interval is None else (interval.low, interval.high),
                 _options(workspace, one, usual),
+                _before(workspace, one),
                 stored_runs(workspace, one),
             )
         )
@@ -153,6 +154,16 @@ def _options(workspace: Workspace, one: Finished, usual: Mapping[str, str]) -> t
         if not name.startswith(OPTIONS) and value not in ("", DEFAULT, usual.get(name, "")):
             given += ["--set", f"{name}={value}"]
     return tuple(given)
+
+
+def _before(workspace: Workspace, one: Finished) -> tuple[str, ...]:
+    """Return the command that makes the cache of these runs, where extracting the study's views does not."""
+    if one.job.work.study.cache.encoding != "int8" or workspace.study.cache.encoding == "int8":
+        return ()
+    exact = one.job.exact_tokens()
+    if exact is None:
+        return ()
+    return "cache", "convert", f"{workspace.study.cache.root}/{exact.path.name}", "--to", "int8"
 
 
 def _number(text: str) -> float | str:

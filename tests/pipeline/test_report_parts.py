@@ -225,7 +225,19 @@ def test_the_commands_to_repeat_a_study_train_every_seed_and_every_variant_that_
         for name, reference, inside, seeds in [("a", "a", True, [0, 4]), ("b", "my b.toml", False, [1, 2, 3])]
     ]  # fmt: skip
     options = ["--encoder", "a", "--decoder", "mlp:hidden=4", "--set", "train.views=5"]
-    varied = [{"encoder": "a", "factor": "train.views", "value": 5.0, "options": options, "runs": runs}]
+    varied = [
+        {
+            "encoder": "a",
+            "factor": "train.views",
+            "value": 5.0,
+            "options": options,
+            "before": [],
+            "runs": runs,
+        }
+    ]
+    before = ["cache", "convert", "my cache/a-0", "--to", "int8"]
+    int8 = ["--encoder", "a", "--set", "cache.encoding=int8"]
+    varied += [varied[0] | {"value": value, "options": int8, "before": before} for value in (1.0, 2.0)]
     said = repeating({"study": {"name": "my study"}, "results": rows, "ablations": varied})
     assert said["commands"] == [
         "frostgrid extract 'my study.toml'",
@@ -233,6 +245,8 @@ def test_the_commands_to_repeat_a_study_train_every_seed_and_every_variant_that_
         "frostgrid extract 'my study.toml' --encoder 'my b.toml'",
         "frostgrid train 'my study.toml' --encoder 'my b.toml' --seeds 5",
         "frostgrid sweep 'my study.toml' --encoder a --decoder mlp:hidden=4 --set train.views=5 --seeds 5",
+        "frostgrid cache convert 'my cache/a-0' --to int8",
+        "frostgrid sweep 'my study.toml' --encoder a --set cache.encoding=int8 --seeds 5",
         "frostgrid report 'my study.toml' --seeds 5",
     ]
     assert [(name, run["folder"]) for name, run in said["runs"]] == [

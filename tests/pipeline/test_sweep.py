@@ -220,6 +220,12 @@ def test_int8_is_swept_beside_float16_once_it_is_there(copy: Home) -> None:
     found = parsed(copy.run(*both, "--json"))
     assert [row["factors"]["cache.encoding"] for row in found["combinations"]] == ["float16", "int8"]
     assert found["trained"] == 1
+    assert copy.run("report").exit_code == 0
+    shown = json.loads(next((copy.folder / "runs").glob("*/summary.json")).read_text())["ablations"]
+    assert {row["value"]: row["before"] for row in shown} == {
+        "float16": [],
+        "int8": ["cache", "convert", f"cache/{made.name}", "--to", "int8"],
+    }
 
 
 def test_every_fault_of_every_combination_is_told_at_once_and_nothing_is_trained(copy: Home) -> None:
