@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 from stages.evidence import FEW_CLUSTERS, Resampling, holm
 from stages.evidence.comparing import compare
 from stages.evidence.words import p_phrase, seeds_text
-from stages.metrics import Counts, mean_of_present, mean_over_classes, pooled_dice
+from stages.metrics import Counts, mean_dice, mean_of_present
 from stages.tiles.tiling import Tile
 from store.identity import differences
 
@@ -162,7 +162,7 @@ def _row(a: Workspace, b: Workspace, one: Finished, other: Finished, common: Seq
     seeds = sorted(one.runs.keys() & other.runs.keys())
     used = [found.over(seeds) if seeds else found for found in (one, other)]
     sides = [_tested(work, result, common) for work, result in zip((a, b), used, strict=True)]
-    dice = [mean_over_classes(pooled_dice(counted)) for counted, _ in sides]
+    dice = [mean_dice(counted) for counted, _ in sides]
     estimates = [float(mean_of_present(values, axis=0)) for values in dice]
     row: dict[str, Any] = {
         side: {

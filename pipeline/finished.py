@@ -80,8 +80,8 @@ class Finished:
 
     @property
     def dice(self) -> NDArray[np.float64]:
-        """The mean pooled Dice of the test split, (seeds,); NaN where no class was met."""
-        return np.array([mean_dice(run.result.best_counts("test")) for run in self.runs.values()])
+        """The mean pooled Dice of the test split, (seeds,)."""
+        return np.array([float(mean_dice(run.result.best_counts("test"))) for run in self.runs.values()])
 
     @property
     def test_counts(self) -> Counts:

@@ -68,7 +68,7 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """Return the scores as JSON has them; None for a class that is nowhere."""
         dice = dict(zip(self.run.classes, pooled_dice(self.counts).tolist(), strict=True))
-        mean = mean_dice(self.counts)
+        mean = float(mean_dice(self.counts))
         return {
             **self.head,
             "data": self.data,

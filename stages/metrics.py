@@ -72,9 +72,19 @@ def pooled_dice(counted: Counts) -> Floats:
     return dice_of(counted.sum(axis=-3))
 
 
-def mean_over_classes(values: Floats) -> Floats:
-    """Return the mean over the last axis of what is not NaN; NaN where nothing is."""
-    return mean_of_present(values, axis=-1)
+def held(counted: Counts) -> NDArray[np.bool_]:
+    """Return which classes (…, C) the truth of counts (…, N, C, 3) holds in any tile."""
+    pixels: Counts = counted[..., 2].sum(axis=-2)
+    return pixels > 0
+
+
+def mean_over_classes(values: Floats, held: NDArray[np.bool_]) -> Floats:
+    """Return the mean over the last axis of the ``values`` (…, C) of classes that are ``held`` (…, C), NaN left out.
+
+    Which classes these are follows from the truth alone, so that the means of all who predict it are over the same. A
+    class that the truth lacks needs no 0 of its own: whoever predicts it misses pixels of another class.
+    """
+    return mean_of_present(np.where(held, values, np.nan), axis=-1)
 
 
 def mean_of_present(values: Floats, axis: int) -> Floats:
@@ -83,14 +93,14 @@ def mean_of_present(values: Floats, axis: int) -> Floats:
     return _ratio(np.where(present, values, 0.0).sum(axis=axis), present.sum(axis=axis))
 
 
-def mean_dice(counted: Counts) -> float:
-    """Return the headline of counts (N, C, 3): :func:`pooled_dice`, averaged over the classes that have one."""
-    return float(mean_over_classes(pooled_dice(counted)))
+def mean_dice(counted: Counts) -> Floats:
+    """Return the headline (…) of counts (…, N, C, 3): :func:`pooled_dice`, averaged over the classes of the truth."""
+    return mean_over_classes(pooled_dice(counted), held(counted))
 
 
 def tile_dice(counted: Counts) -> Floats:
-    """Return the Dice (…, N) of each tile of counts (…, N, C, 3): the mean over the classes it holds or was given."""
-    return mean_over_classes(dice_of(counted))
+    """Return the Dice (…, N) of each tile of counts (…, N, C, 3): the mean over the classes of its truth."""
+    return mean_over_classes(dice_of(counted), counted[..., 2] > 0)
 
 
 def per_tile_dice(counted: Counts) -> Floats:
@@ -108,9 +118,13 @@ def iou(counted: Counts) -> Floats:
 
 
 def precision(counted: Counts) -> Floats:
-    """Return I / P (…, C) over all pixels of counts (…, N, C, 3); NaN for a class that was never predicted."""
+    """Return I / P (…, C) over all pixels of counts (…, N, C, 3); NaN for a class that is nowhere.
+
+    0 for a class of the truth that was never predicted, so that no one's mean gains by leaving classes out.
+    """
     total = counted.sum(axis=-3)
-    return _ratio(total[..., 0], total[..., 1])
+    never = (total[..., 1] == 0) & (total[..., 2] > 0)
+    return np.where(never, 0.0, _ratio(total[..., 0], total[..., 1]))
 
 
 def recall(counted: Counts) -> Floats:

@@ -89,8 +89,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     for name, holding in evidence["holding"].items():
         if holding == 0:
             found.append(
-                f"No test tile has the class {name}: its Dice is 0 where an encoder predicts it anywhere, and is left "
-                "out of the mean where none of it is predicted. Do not compare means across that."
+                f"No test tile has the class {name}: it is in no mean, and its own Dice says only whether an encoder "
+                "predicts it anywhere (0) or nowhere (–)."
             )
         elif holding < FEW_CLUSTERS <= clusters:
             found.append(

@@ -23,7 +23,7 @@ from pipeline.report.paper import paper
 from pipeline.report.repeating import repeating
 from pipeline.report.sheets import Cell, Figures, Sheet
 from pipeline.report.svg import picture, spanning
-from stages.metrics import mean_over_classes, pooled_dice
+from stages.metrics import mean_dice
 
 SHOWN_COMPARISONS = 12  # sentences; the table has them all
 
@@ -165,10 +165,7 @@ def _curves(results: Sequence[Finished], summary: Mapping[str, Any]) -> list[Cur
     order = [row["encoder"] for row in summary["results"]]
     losses = [float(loss) for name in order for run in runs[name].values() for loss in run.result.losses]
     validated = {
-        name: {
-            seed: mean_over_classes(pooled_dice(run.result.val_counts)) for seed, run in runs[name].items()
-        }
-        for name in order
+        name: {seed: mean_dice(run.result.val_counts) for seed, run in runs[name].items()} for name in order
     }
     every = [value for seeds in validated.values() for values in seeds.values() for value in values.tolist()]
     loss_ends = spanning(losses, at_least=0.1, within=(0.0, max(2.0, max(losses) * 1.1)))

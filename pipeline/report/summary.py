@@ -20,7 +20,9 @@ from stages.evidence.words import comparison_sentence
 from stages.metrics import (
     Counts,
     Floats,
+    held,
     iou,
+    mean_dice,
     mean_over_classes,
     per_tile_dice,
     pooled_dice,
@@ -95,12 +97,12 @@ def _row(workspace: Workspace, result: Finished, counted: Counts, found: Evidenc
     classes = workspace.dataset.classes
     about, runs = result.job.about, list(result.runs.values())
     per_class = pooled_dice(counted)
-    mean = mean_over_classes(per_class)
+    means = mean_dice(counted)
     dice = {
         name: _spread(per_class[:, index], found.by_class[result.encoder][index])
         for index, name in enumerate(classes)
     }
-    mean_dice = _spread(mean, found.mean[result.encoder])
+    average = _spread(means, found.mean[result.encoder])
     rank = found.ranks.get(result.encoder)
     confusion = np.stack([run.result.best_confusions("test") for run in runs]).sum(axis=(0, 1))
     return {
@@ -119,8 +121,8 @@ def _row(workspace: Workspace, result: Finished, counted: Counts, found: Evidenc
         "seeds": sorted(result.runs),
         "missing_seeds": sorted({*result.missing, *result.damaged}),
         "dice": dice,
-        "mean_dice": mean_dice,
-        "by_seed": dict(zip(map(str, result.runs), _numbers(mean), strict=True)),
+        "mean_dice": average,
+        "by_seed": dict(zip(map(str, result.runs), _numbers(means), strict=True)),
         "metrics": _metrics(counted, classes),
         "confusion": confusion.tolist(),
         "confusion_shares": [_numbers(shares) for shares in _shares(confusion)],
@@ -142,7 +144,7 @@ def _row(workspace: Workspace, result: Finished, counted: Counts, found: Evidenc
         "paper": beside(
             table_of(workspace.study, classes),
             result.encoder,
-            {**{name: dice[name]["mean"] for name in classes}, "average": mean_dice["mean"]},
+            {**{name: dice[name]["mean"] for name in classes}, "average": average["mean"]},
         ),
         "runs": stored_runs(workspace, result),
         "tokens": runs[0].identity["tokens"],
@@ -152,20 +154,22 @@ def _row(workspace: Workspace, result: Finished, counted: Counts, found: Evidenc
 
 def _metrics(counted: Counts, classes: Sequence[str]) -> dict[str, Any]:
     """The other scores, mean and std over seeds: by class, and over classes as ``mean``."""
+    of_truth = held(counted)
+    every = np.ones_like(of_truth)
     by_class = {
-        "tile_dice": per_tile_dice(counted),
-        "iou": iou(counted),
-        "precision": precision(counted),
-        "recall": recall(counted),
-        "puma_micro": puma_micro_dice(counted),
-        "puma_image": puma_image_dice(counted).mean(axis=-2),
+        "tile_dice": (per_tile_dice(counted), of_truth),
+        "iou": (iou(counted), of_truth),
+        "precision": (precision(counted), of_truth),
+        "recall": (recall(counted), of_truth),
+        "puma_micro": (puma_micro_dice(counted), every),
+        "puma_image": (puma_image_dice(counted).mean(axis=-2), every),
     }
     return {
         name: {
-            "mean": _spread(mean_over_classes(values)),
+            "mean": _spread(mean_over_classes(values, averaged)),
             "by_class": {title: _spread(values[:, index]) for index, title in enumerate(classes)},
         }
-        for name, values in by_class.items()
+        for name, (values, averaged) in by_class.items()
     }
 
 

@@ -11,7 +11,7 @@ from stages.evidence.by_seed import BySeed, common_seeds
 from stages.evidence.comparing import Comparison, compare_all
 from stages.evidence.ranks import Rank, rank_all
 from stages.evidence.resampling import LEAST_RESAMPLES, RESAMPLES, Interval, Resampling, percentile_interval
-from stages.metrics import Counts, mean_over_classes, pooled_dice
+from stages.metrics import Counts, mean_dice
 from store.errors import InputError
 
 
@@ -64,7 +64,7 @@ def assess(
     for name, counts in counted.items():
         means, classes = drawn.scores(counts)
         numbers = range(len(counts)) if seeds is None else seeds[name]
-        scores[name] = BySeed(tuple(numbers), mean_over_classes(pooled_dice(counts)), means)
+        scores[name] = BySeed(tuple(numbers), mean_dice(counts), means)
         by_class[name] = tuple(percentile_interval(values, drawn.clusters) for values in classes.T)
     ranked = common_seeds(scores.values())
     able = bool(ranked) and drawn.clusters > 1 and len(drawn.weights) >= LEAST_RESAMPLES

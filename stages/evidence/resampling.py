@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from stages.metrics import Counts, Floats, dice_of, mean_of_present, mean_over_classes
+from stages.metrics import Counts, Floats, dice_of, held, mean_of_present, mean_over_classes
 from store.errors import InputError
 
 RESAMPLES = 2000
@@ -102,10 +102,11 @@ class Resampling:
     def scores(self, counted: Counts) -> tuple[Floats, Floats]:
         """Return of every resample the mean Dice (R, S) of each seed, and the Dice (R, C) of each class over all seeds.
 
-        Takes counts (S, N, C, 3). NaN where a resample holds nothing of a class, in truth or in prediction.
+        Takes counts (S, N, C, 3), all S of the same truth, whose classes each of :meth:`of`'s resamples has. The Dice
+        of a class is NaN where a resample has it neither in truth nor in prediction.
         """
         dice = self.dice(counted)
-        return mean_over_classes(dice), mean_of_present(dice, axis=1)
+        return mean_over_classes(dice, held(counted)), mean_of_present(dice, axis=1)
 
 
 def _member(clusters: Sequence[str], names: Sequence[str]) -> Floats:

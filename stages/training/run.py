@@ -110,7 +110,7 @@ def train_run(
             counted = counts_of(val_confusions[-1])
             dice = pooled_dice(counted)
             if not weights or mean_dice(counted) > best:
-                best, best_epoch = mean_dice(counted), epoch + 1
+                best, best_epoch = float(mean_dice(counted)), epoch + 1
                 weights = {n: w.detach().cpu().clone() for n, w in decoder.state_dict().items()}
             seconds["validate"] += time.perf_counter() - mark
         if on_epoch is not None:

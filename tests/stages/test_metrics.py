@@ -61,12 +61,12 @@ def test_a_class_in_neither_truth_nor_prediction_is_no_number_and_not_averaged()
     assert mean_dice(counted) == 1.0
 
 
-def test_a_class_that_only_the_prediction_holds_is_zero_and_averaged() -> None:
+def test_a_class_that_only_the_prediction_holds_is_zero_and_in_no_mean() -> None:
     truth, prediction = np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), np.uint8)
     prediction[0, 0, 0] = 1
     counted = counts(prediction, truth, 2)
     assert pooled_dice(counted)[1] == 0
-    assert mean_dice(counted) == pytest.approx((30 / 31) / 2)
+    assert mean_dice(counted) == pytest.approx(30 / 31)
 
 
 def test_nothing_but_ignored_pixels_counts_nothing() -> None:

@@ -61,6 +61,10 @@ def by_definition(
     ]
 
 
+def mean_over_truth(values: list[float], truth: NDArray[np.uint8]) -> float:
+    return mean_of([value for c, value in enumerate(values) if (truth == c).any()])
+
+
 def mean_of(values: list[float]) -> float:
     present = [value for value in values if not np.isnan(value)]
     return sum(present) / len(present) if present else float("nan")
@@ -80,7 +84,7 @@ def test_iou_precision_and_recall_equal_torchmetrics_and_are_no_number_where_und
     predicted, true = kept(*pair)
     for ours, theirs, undefined in (
         (metrics.iou, MulticlassJaccardIndex, counted.sum(0)[:, 1] + counted.sum(0)[:, 2] == 0),
-        (metrics.precision, MulticlassPrecision, counted.sum(0)[:, 1] == 0),
+        (metrics.precision, MulticlassPrecision, counted.sum(0)[:, 1] + counted.sum(0)[:, 2] == 0),
         (metrics.recall, MulticlassRecall, counted.sum(0)[:, 2] == 0),
     ):
         found = ours(counted)
@@ -92,7 +96,7 @@ def test_iou_precision_and_recall_equal_torchmetrics_and_are_no_number_where_und
 
 @given(masks())
 @settings(max_examples=60, deadline=None)
-def test_pooled_dice_equals_torchmetrics_and_its_mean_leaves_out_what_is_nowhere(pair: Masks) -> None:
+def test_pooled_dice_equals_torchmetrics_and_its_mean_is_over_the_classes_of_the_truth(pair: Masks) -> None:
     counted = metrics.counts(*pair, CLASSES)
     predicted, true = kept(*pair)
     if predicted.numel():
@@ -103,15 +107,16 @@ def test_pooled_dice_equals_torchmetrics_and_its_mean_leaves_out_what_is_nowhere
         )
     values = by_definition(dice, *pair)
     np.testing.assert_allclose(metrics.pooled_dice(counted), values, **close)
-    np.testing.assert_allclose(metrics.mean_dice(counted), mean_of(values), **close)
+    np.testing.assert_allclose(metrics.mean_dice(counted), mean_over_truth(values, pair[1]), **close)
 
 
 @given(masks())
 @settings(max_examples=60, deadline=None)
-def test_dice_of_tiles_is_averaged_over_what_they_hold(pair: Masks) -> None:
+def test_dice_of_tiles_is_averaged_over_the_classes_of_their_truth(pair: Masks) -> None:
     counted = metrics.counts(*pair, CLASSES)
     each = [by_definition(dice, p[None], t[None]) for p, t in zip(*pair, strict=True)]
-    np.testing.assert_allclose(metrics.tile_dice(counted), [mean_of(values) for values in each], **close)
+    wanted = [mean_over_truth(values, t) for values, t in zip(each, pair[1], strict=True)]
+    np.testing.assert_allclose(metrics.tile_dice(counted), wanted, **close)
     by_class = [mean_of([values[c] for values in each]) for c in range(CLASSES)]
     np.testing.assert_allclose(metrics.per_tile_dice(counted), by_class, **close)
 
