@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.finished import Finished
 from pipeline.report.conclusions import percent_text
-from pipeline.report.results import collect
+from pipeline.report.results import Collected, collect
 from pipeline.report.summary import clusters_of
 from pipeline.workspace import Workspace
 from stages.evidence import FEW_CLUSTERS, Resampling, holm
@@ -23,11 +23,12 @@ def contrast(a: Workspace, b: Workspace, seeds: int | None) -> dict[str, Any]:
     """Return how two studies differ and what each encoder that has runs of both makes of it, as JSON-able values.
 
     The Dice are those of the test images that both have, over the seeds that both have; ``why_not`` says why there are
-    none, and then nothing is tested. ``difference`` is B minus A. ``missing``: by study, in sentences, which runs there
-    are not, and ``damaged``, which cannot be read. Raises as :func:`pipeline.report.results.collect` does.
+    none, and then nothing is tested. ``difference`` is B minus A, None where they have no seed in common. By study, in
+    sentences, ``missing``: which runs there are not, ``left_out``: which were found and not taken, ``damaged``: which
+    cannot be read. Raises as :func:`pipeline.report.results.collect` does.
     """
     collected = [collect(work, seeds) for work in (a, b)]
-    results = [{result.encoder: result for result in found if result.runs} for found in collected]
+    results = [{one.encoder: one for one in found.results if one.runs} for found in collected]
     pairs = _pairs(*results)
     common, why = _common(a, b)
     rows = [_row(a, b, one, other, common) for one, other in pairs]
@@ -44,19 +45,23 @@ def contrast(a: Workspace, b: Workspace, seeds: int | None) -> dict[str, Any]:
         "why_not": why,
         "images": len(common),
         "test_images": [len(work.split.test) for work in (a, b)],
-        "clusters": rows[0]["clusters"] if rows else 0,
+        "clusters": max((row["clusters"] for row in rows), default=0),
         "encoders": rows,
         "only_in_a": sorted(set(results[0]) - {one.encoder for one, _ in pairs}),
         "only_in_b": sorted(set(results[1]) - {other.encoder for _, other in pairs}),
-        "missing": [_missing(found) for found in collected],
-        "damaged": [
-            [str(error) for result in found for error in result.damaged.values()] for found in collected
-        ],
+        "missing": [_missing(found.results) for found in collected],
+        "left_out": [found.left_out for found in collected],
+        "damaged": [_damaged(found) for found in collected],
     }
 
 
 def _missing(found: Sequence[Finished]) -> list[str]:
     return [f"{result.encoder}, {seeds_text(result.missing)}" for result in found if result.missing]
+
+
+def _damaged(found: Collected) -> list[str]:
+    named = (str(error) for result in found.results for error in result.damaged.values())
+    return [*(f"A run is damaged and was left out: {error}" for error in named), *found.damaged]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -96,9 +101,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for side, name in (("a", a), ("b", b)):
         if found[f"only_in_{side}"]:
             lines.append(f"runs in {name} only: {', '.join(found[f'only_in_{side}'])}")
-    for name, missing, damaged in zip((a, b), found["missing"], found["damaged"], strict=True):
-        lines += [f"missing in {name}: {one}" for one in missing]
-        lines += [f"damaged in {name} and left out: {one}" for one in damaged]
+    for at, name in enumerate((a, b)):
+        lines += [f"missing in {name}: {one}" for one in found["missing"][at]]
+        lines += [f"in {name}: {one}" for one in [*found["left_out"][at], *found["damaged"][at]]]
     return lines
 
 
@@ -175,7 +180,12 @@ def _row(a: Workspace, b: Workspace, one: Finished, other: Finished, common: Seq
         for side, result, values, estimate in zip("ab", used, dice, estimates, strict=True)
     }
     row |= {"seeds": seeds, "left_out": sorted(one.runs.keys() ^ other.runs.keys())}
-    row |= {"difference": _number(estimates[1] - estimates[0]), "ci": None, "p": None, "clusters": 0}
+    row |= {
+        "difference": _number(estimates[1] - estimates[0]) if seeds else None,
+        "ci": None,
+        "p": None,
+        "clusters": 0,
+    }
     if common and seeds:
         (first, tiles), (second, others) = sides
         clusters = joined_clusters(tiles, others)

@@ -27,7 +27,7 @@ class Finished:
 
     @staticmethod
     def of(job: Job) -> Finished:
-        """Return those of a job; only the first keeps its decoder's weights, as those of many would fill the memory.
+        """Return those of a job, without the weights of their decoders, which would fill the memory.
 
         Raises as :meth:`Job.finished` does, but for damaged runs.
         """
@@ -40,7 +40,7 @@ class Finished:
                 damaged[seed] = error
                 continue
             if run is not None:
-                runs[seed] = replace(run, result=replace(run.result, weights={})) if runs else run
+                runs[seed] = replace(run, result=replace(run.result, weights={}))
         return Finished(job, runs, damaged)
 
     def undamaged(self) -> Finished:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.workspace import Workspace
-from stages.training.record import read_record
-from store.errors import FrostgridError
+from stages.training.record import RUN, read_record
+from store.errors import FrostgridError, VerificationError
 
 EVERY_RUN = "*/*/seed-*"  # below a study's results
 _FOLDER = re.compile(r"seed-\d{3,}-[0-9a-f]{8}")
@@ -38,21 +38,31 @@ def run_folders(folder: Path, pattern: str) -> list[Path]:
 def recorded_runs(work: Workspace) -> Iterator[Recorded]:
     """Yield every run in the study's results, whatever its settings; not those of :func:`unreadable_runs`."""
     for folder in run_folders(work.results, EVERY_RUN):
-        if (run := _recorded(folder)) is not None:
-            yield run
+        with suppress(FrostgridError):
+            yield _recorded(folder)
 
 
-def unreadable_runs(work: Workspace) -> list[Path]:
-    """Return the folders of runs in the study's results whose ``run.json`` does not say what they are."""
-    return [folder for folder in run_folders(work.results, EVERY_RUN) if _recorded(folder) is None]
+def unreadable_runs(work: Workspace) -> dict[Path, FrostgridError]:
+    """Return the folders of runs in the study's results whose ``run.json`` does not say what they are, and why."""
+    found = {}
+    for folder in run_folders(work.results, EVERY_RUN):
+        try:
+            _recorded(folder)
+        except FrostgridError as error:
+            found[folder] = error
+    return found
 
 
-def _recorded(folder: Path) -> Recorded | None:
-    with suppress(FrostgridError, KeyError, TypeError, ValueError):
-        document = read_record(folder)
+def _recorded(folder: Path) -> Recorded:
+    document = read_record(folder)
+    try:
         identity = document["identity"]
-        encoder, study = identity["encoder"], identity["study"]
-        if isinstance(encoder, str):
-            encoding = str(study["cache"]["encoding"])
-            return Recorded(encoder, int(document["seed"]), dict(study["train"]), encoding)
-    return None
+        encoder, study = str(identity["encoder"]), identity["study"]
+        encoding = str(study["cache"]["encoding"])
+        return Recorded(encoder, int(document["seed"]), dict(study["train"]), encoding)
+    except (KeyError, TypeError, ValueError) as error:
+        raise VerificationError(
+            "The file does not say of which encoder and settings the run is",
+            where=folder / RUN,
+            remedy="Remove the folder and train this run again.",
+        ) from error

@@ -21,19 +21,21 @@ from pipeline.workspace import Workspace
 CSV = "sweep.csv"
 
 
-def write_csv(work: Workspace) -> Path | None:
+def write_csv(work: Workspace) -> tuple[Path | None, list[str]]:
     """Write ``sweep.csv``: a row for each class of each run ever trained on the study as its data are now.
 
     Columns: encoder, decoder, everything in which the runs differ, decoder_parameters, seed, class, and the test
     split's dice (empty where the class is nowhere), intersection, prediction and truth. Returns where it is, or None
-    where there is no run. Raises :class:`store.errors.StorageError`, and what is wrong with a damaged run.
+    where there is no run, and sentences on runs that were left out. Raises :class:`store.errors.StorageError`, and what
+    is wrong with a damaged run.
     """
-    found = [one.undamaged() for one in variants(work)]
+    everything, left_out = variants(work)
+    found = [one.undamaged() for one in everything]
     if not found:
-        return None
+        return None, left_out
     path = work.results / CSV
     scoresheets.write_csv(path, _rows(found, work.dataset.classes))
-    return path
+    return path, left_out
 
 
 def _rows(found: Sequence[Finished], classes: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pipeline.choosing import UnclearCache
 from pipeline.engine import chosen_encoders
 from pipeline.finished import Finished
 from pipeline.job import Job, settings_of
 from pipeline.recorded import recorded_runs
 from pipeline.study import Study, validated
-from pipeline.varying import Varied
+from pipeline.varying import DEFAULT, Varied
 from pipeline.workspace import Workspace
 from stages.encoders import canonical_name
 from stages.tiles.dataset import flatten, raise_all
 from store.errors import InputError
 from store.identity import canonical_json
-
-DEFAULT = "default"  # of an option that is left out and has no value of its own, as the depth that follows from a grid
 
 
 def combinations(
@@ -45,22 +43,22 @@ def combinations(
         )
     count = seeds or work.study.train.seeds
     faults: dict[str, InputError] = {}
-    studies: dict[bytes, tuple[Study, dict[str, str]]] = {}
+    studies: list[tuple[Study, dict[str, str]]] = []
     for choice in product(*(one.values for one in varied)):
         said = dict(zip((one.name for one in varied), (value.text for value in choice), strict=True))
         try:
-            study = _changed(work.study, [value.changes for value in choice], said)
+            studies.append((_changed(work.study, [value.changes for value in choice], said), said))
         except InputError as error:
             for fault in flatten(error):  # said once, not for each combination with it
                 faults.setdefault(fault.what, fault)
-            continue
-        studies.setdefault(canonical_json(_settled(study)), (study, said))
     raise_all(list(faults.values()), "Nothing was trained. Correct these values.")
-    work.tiles  # noqa: B018  # read once for all
+    unlike: dict[bytes, tuple[Study, dict[str, str]]] = {}
+    for study, said in studies:
+        unlike.setdefault(canonical_json(_settled(work, study)), (study, said))
     return [
         Job(work.of(study), name, reference, tuple(range(count)), weights or work.weights_of(name), said)
         for name, reference in names.items()
-        for study, said in studies.values()
+        for study, said in unlike.values()
     ]
 
 
@@ -81,30 +79,39 @@ def _changed(study: Study, changes: Sequence[Mapping[str, Any]], said: Mapping[s
     return changed
 
 
-def _settled(study: Study) -> dict[str, Any]:
-    """Return what decides a study's runs beside data, views and encoders, with every default."""
+def _settled(work: Workspace, study: Study) -> dict[str, Any]:
+    """Return what decides the runs of ``study`` on the tiles of ``work`` beside data, views and encoders.
+
+    With every default, and what comes to the same said in the same way.
+    """
     train = study.train.model_dump(mode="json", exclude={"seeds"})
-    options = settings_of(study).options
+    train["decoder_options"] = dict(settings_of(study).options)
+    train["views"] = study.training_views
+    if train["tiles"] == len(work.tiles["train"]):
+        train["tiles"] = None
     return {
-        "train": {**train, "decoder_options": dict(options), "views": study.training_views},
+        "train": train,
         "cache": {"encoding": study.cache.encoding},
     }
 
 
-def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
+def variants(work: Workspace) -> tuple[list[Finished], list[str]]:
     """Return every combination that was ever trained on the study as its data, split and views are now.
 
     The factors of their jobs are everything in which they differ from each other (``train.lr``, ``train.views``, …), ""
-    where that does not apply. With ``seeds``, only runs of the seeds 0 … ``seeds`` − 1 are looked at.
+    where that does not apply. In the order of encoder, decoder and factors.
 
     Found by what the runs in the study's results say of themselves; those of other tiles or masks, and of encoders that
-    are not known here, are left out. In the order of encoder, decoder and factors.
+    are not known here, are left out. So are, with a sentence on each, those of which it is not clear from which cache
+    they are, and those of settings or decoders that there are not here.
     """
     found: dict[bytes, tuple[str, Study, set[int]]] = {}
+    left_out: dict[str, None] = {}
+    known = {run.encoder: _is_known(run.encoder) for run in recorded_runs(work)}
     for run in recorded_runs(work):
-        if seeds is not None and run.seed >= seeds:
+        if not known[run.encoder]:
             continue
-        with suppress(InputError):  # of another version, whose settings there are no more
+        try:
             study = validated(
                 {
                     **work.study.resolved(),
@@ -113,7 +120,10 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
                 },
                 work.results,
             )
-            key = canonical_json([canonical_name(run.encoder), _settled(study)])
+            key = canonical_json([canonical_name(run.encoder), _settled(work, study)])
+        except InputError as error:
+            left_out[f"Runs of {run.encoder} under other settings were left out: {error}"] = None
+        else:
             found.setdefault(key, (run.encoder, study, set()))[2].add(run.seed)
     kept = []
     for reference, study, trained in found.values():
@@ -123,7 +133,11 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
             job.work.training_tiles()
         except InputError:  # trained on more tiles than the split has now
             continue
-        finished = Finished.of(job)
+        try:
+            finished = Finished.of(job)
+        except UnclearCache as error:
+            left_out[f"Runs of {name} under other settings were left out: {error}"] = None
+            continue
         if finished.runs or finished.damaged:
             kept.append(finished)
     flat = [_factors(one.job) for one in kept]
@@ -133,14 +147,21 @@ def variants(work: Workspace, seeds: int | None = None) -> list[Finished]:
         replace(one, job=replace(one.job, factors={name: factors.get(name, "") for name in differing}))
         for one, factors in zip(kept, flat, strict=True)
     ]
-    return sorted(
-        made, key=lambda one: (one.encoder, one.decoder, [_natural(v) for v in one.factors.values()])
-    )
+    made.sort(key=lambda one: (one.encoder, one.decoder, [_natural(v) for v in one.factors.values()]))
+    return made, list(left_out)
+
+
+def _is_known(reference: str) -> bool:
+    try:
+        canonical_name(reference)
+    except InputError:  # named by what reports on the encoders
+        return False
+    return True
 
 
 def _factors(job: Job) -> dict[str, str]:
     """Return everything that a sweep can vary, as text; encoder and decoder are told apart from it."""
-    settled = _settled(job.work.study)
+    settled = _settled(job.work, job.work.study)
     train = {**settled["train"], "tiles": len(job.tiles["train"])}
     options = train.pop("decoder_options")
     del train["decoder"]

@@ -11,6 +11,9 @@ from typing import Any
 from pipeline.study import Study
 from store.errors import InputError
 
+DEFAULT = "default"
+"""Stands for an option that is left to the decoder, such as the depth that follows from a grid."""
+
 _SPLIT = re.compile(r",(?![^\[{(]*[\]})])")  # commas outside of brackets
 
 
@@ -70,7 +73,8 @@ def parse_setting(text: str) -> Varied:
 def parse_decoder(text: str, study: Study) -> Value:
     """Return the value that ``NAME`` or ``NAME:option=value,…`` stands for.
 
-    Options that are not given are the study's for the study's own decoder, else the decoder's defaults. Raises
+    Options that are not given are the study's for the study's own decoder, else the decoder's defaults;
+    ``option=default`` is the decoder's default in any case. Raises
     :class:`InputError` for text of another form; whether there is such a decoder is for the study to say.
     """
     name, _, given = text.partition(":")
@@ -83,7 +87,7 @@ def parse_decoder(text: str, study: Study) -> Value:
                 where=f"--decoder {text}",
                 remedy="Write NAME or NAME:option=value,option=value.",
             )
-        options[option.strip()] = _parsed(value)
+        options[option.strip()] = None if value.strip() == DEFAULT else _parsed(value)
     return Value(text, {"train.decoder": name, "train.decoder_options": options})
 
 

@@ -175,7 +175,7 @@ def run(
             memory=memory,
             crew=crew,
         )
-    except (RunsFailed, VerificationError):  # the second, of a cache that cannot be read
+    except (RunsFailed, VerificationError):  # the second, of a cache or a run that cannot be read
         with suppress(InputError, VerificationError):  # the others are worth a report, if there are any
             _report(weighted, seeds, as_json, talk)
         raise

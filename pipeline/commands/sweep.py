@@ -94,7 +94,10 @@ def sweep(
         workspace.keep_split()
         outcome = train_jobs(jobs, talk, target, processes=parallel, memory=memory, crew=crew)
         try:
-            if path := sweep_results.write_csv(workspace):
+            path, left_out = sweep_results.write_csv(workspace)
+            for line in left_out:
+                talk.say(line)
+            if path:
                 talk.say(f"wrote {path}")
         except FrostgridError as error:
             unwritten = error  # for a run of another sweep, perhaps: what this one found is shown in any case

@@ -11,7 +11,7 @@ from pipeline.report.ablations import ABLATION, ablations
 from pipeline.report.contents import SHEETS, sheets
 from pipeline.report.gallery import Gallery, Pictures, gallery
 from pipeline.report.page import page
-from pipeline.report.results import collect, left_out, write_results
+from pipeline.report.results import collect, write_results
 from pipeline.report.sheets import Figures, Sheet, as_csv, as_latex, as_markdown
 from pipeline.report.summary import summarise, write_summary
 from pipeline.report.swept import swept
@@ -30,12 +30,13 @@ def make_report(workspace: Workspace, seeds: int | None, talk: Talk) -> dict[str
     said, there and here; ``damaged_elsewhere`` holds sentences on damaged runs that are none of the table's. Raises
     :class:`store.errors.InputError` when there is no finished run at all.
     """
-    found = collect(workspace, seeds)
+    collected = collect(workspace, seeds)
+    found = collected.results
     varied = swept(workspace, found, seeds)
     summary = summarise(workspace, found, varied.ablated)
-    unknown, unread = left_out(workspace, found)
-    summary["damaged_elsewhere"] = [*varied.damaged, *unread]
-    summary["notes"] += [*summary["damaged_elsewhere"], *unknown, *varied.notes]
+    summary["damaged_elsewhere"] = [*varied.damaged, *collected.damaged]
+    elsewhere = [*summary["damaged_elsewhere"], *collected.left_out, *varied.notes]
+    summary["notes"] += dict.fromkeys(elsewhere)
     write_results(workspace, found)
     write_summary(workspace, summary)
     tables = sheets(summary)

@@ -29,7 +29,8 @@ class Ablated:
     is the mean test Dice of each seed as a share of 1, ``ci`` its 95 % interval over test images where there is one,
     ``parameters`` those of the decoder, ``options`` the options of ``frostgrid sweep`` that make its ``runs``, of which
     there is what :func:`pipeline.report.results.stored_runs` tells, ``before`` the frostgrid command that has to come
-    before, if there is one.
+    before, if there is one. ``reference`` is what the encoder was asked for as, ``in_study`` whether the study names
+    it, ``tokens`` the key of its cache, ``environments`` the distinct ones of the runs.
     """
 
     factor: str
@@ -41,6 +42,10 @@ class Ablated:
     options: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     runs: Sequence[Mapping[str, Any]] = ()
+    reference: str = ""
+    in_study: bool = True
+    tokens: str = ""
+    environments: Sequence[Mapping[str, Any]] = ()
 
 
 def as_json(varied: Sequence[Ablated]) -> list[dict[str, Any]]:
@@ -61,6 +66,10 @@ def as_json(varied: Sequence[Ablated]) -> list[dict[str, Any]]:
             "options": list(one.options),
             "before": list(one.before),
             "runs": list(one.runs),
+            "reference": one.reference,
+            "in_study": one.in_study,
+            "tokens": one.tokens,
+            "environments": list(one.environments),
         }
         for one in order
         if one.dice

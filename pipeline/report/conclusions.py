@@ -30,17 +30,22 @@ def answer(summary: Mapping[str, Any]) -> str:
             return f"{text} No seed was trained on all encoders, so that they are not ranked."
         return f"{text} These images cannot tell whether others would rank them alike."
     first = 100 * best["rank"]["first"]
-    text += f" It is first in {first:.0f} % of {evidence['resamples']} resamples of the test images."
+    text += f" It is first in {first:.0f} % of {evidence['resamples']} resamples of the test images"
+    everyone = {seed for row in summary["results"] for seed in row["seeds"]}
+    if everyone > set(evidence["ranked_seeds"]):
+        text += f", over {seeds_text(evidence['ranked_seeds'])} alone, which all encoders have"
+    text += "."
     mine = [one for one in evidence["comparisons"] if best["encoder"] in (one["a"], one["b"])]
     alike = [_other(one, best["encoder"]) for one in mine if not one["told_apart"]]
     worse = [one["b"] for one in mine if one["told_apart"] and one["a"] == best["encoder"]]
     better = [one["a"] for one in mine if one["told_apart"] and one["b"] == best["encoder"]]
+    over = "" if all(one["all_seeds"] for one in mine) else " over the seeds that both have"
     if alike:
-        text += f" Not told apart from it: {_few(alike)}."
+        text += f" Not told apart from it{over}: {_few(alike)}."
     if worse:
-        text += f" Worse beyond chance: {_few(worse)}."
+        text += f" Worse beyond chance{over}: {_few(worse)}."
     if better:
-        text += f" Better beyond chance over the seeds that both have: {_few(better)}."
+        text += f" Better beyond chance{over}: {_few(better)}."
     return text
 
 
@@ -66,10 +71,20 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
                 "of the seeds that it has; it is compared with others over the seeds that both have."
             )
     if summary["without_runs"]:
-        found.append(f"No finished run, and so in no table: {listed(summary['without_runs'])}.")
+        found.append(
+            "No finished run with the settings of the study, and so not among its encoders: "
+            f"{listed(summary['without_runs'])}."
+        )
+    single = [one for one in evidence["comparisons"] if one["seeds"] == 1]
     if summary["results"] and all(len(row["seeds"]) == 1 for row in summary["results"]):
         found.append(
             "There is one seed: nothing tells how much of a difference is the luck of its first weights."
+        )
+    elif single:
+        pairs = [f"{one['a']} against {one['b']}" for one in single]
+        found.append(
+            "Compared over one seed alone, of which nothing tells how much is the luck of its first weights: "
+            f"{_few(pairs)}."
         )
     clusters = evidence["clusters"]
     if clusters > 1 and evidence["resamples"] < LEAST_RESAMPLES:

@@ -17,6 +17,7 @@ from pipeline.workspace import Workspace
 from stages.metrics import tile_dice
 from stages.tiles.dataset import IGNORE
 from stages.tiles.plan import PlannedView
+from stages.training.record import load_run
 
 SIDE = 320  # of a picture, in pixels at most
 RIGHT, WRONG = "#d9d9d9", "#c2185b"
@@ -70,7 +71,9 @@ def gallery(workspace: Workspace, result: Finished, pictures: Pictures) -> Galle
     dice = tile_dice(run.result.best_counts("test"))
     chosen = chosen_tiles(dice)
     tiles = workspace.tiles["test"]
-    predicted = result.job.predict(run, [PlannedView(tiles[index], 0) for index in chosen.values()])
+    predicted = result.job.predict(
+        load_run(run.folder), [PlannedView(tiles[index], 0) for index in chosen.values()]
+    )
     exhibits = []
     for (which, index), labels in zip(chosen.items(), predicted, strict=True):
         picture, truth, mask = pictures.of(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -12,36 +12,45 @@ def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the last section of the page shows.
 
     ``commands``: what makes all of it; ``study``: the resolved study as TOML, ``environments`` the distinct ones of all
-    runs, ``runs`` their folders and fingerprints, ``tokens`` the key of each encoder's cache.
+    runs, ``runs`` their folders and fingerprints, ``tokens`` the key of each cache with its encoder.
     """
     environments: dict[str, dict[str, Any]] = {}
-    for row in summary["results"]:
+    for row in [*summary["results"], *summary["ablations"]]:
         for one in row["environments"]:
             environments[json.dumps(one, sort_keys=True)] = one
     study = f"{summary['study']['name']}.toml"
     seeds = 1 + max(max(row["seeds"]) for row in summary["results"])  # some in between may be missing
+    asked = max(len(row["seeds"]) + len(row["missing_seeds"]) for row in summary["results"])
     outside = [row["reference"] for row in summary["results"] if not row["in_study"]]
-    encoders = [part for name in outside for part in ("--encoder", name)]
     varied = summary["ablations"]
+    swept = [row["reference"] for row in varied if not row["in_study"] and row["reference"] not in outside]
     commands = [["extract", study], ["train", study, "--seeds", str(seeds)]]
     if outside:
+        encoders = _asked(outside)
         commands += [["extract", study, *encoders], ["train", study, *encoders, "--seeds", str(seeds)]]
+    if swept:
+        commands.append(["extract", study, *_asked(dict.fromkeys(swept))])
     for row in varied:
         count = 1 + max(run["seed"] for run in row["runs"])
         commands += [row["before"]] if row["before"] else []
         commands.append(["sweep", study, *row["options"], "--seeds", str(count)])
-    commands.append(["report", study, "--seeds", str(seeds)])
+    commands.append(["report", study, "--seeds", str(asked)])
     runs = [(row["encoder"], run) for row in summary["results"] for run in row["runs"]]
     runs += [
         (f"{row['encoder']}, {row['factor']} {row['value']}", run) for row in varied for run in row["runs"]
     ]
+    caches = [*reversed(varied), *reversed(summary["results"])][::-1]
     return {
         "commands": list(dict.fromkeys(shlex.join(["frostgrid", *command]) for command in commands)),
         "study": as_toml({key: value for key, value in summary["study"].items() if key != "name"}),
         "environments": list(environments.values()),
-        "tokens": [(row["encoder"], row["tokens"]) for row in summary["results"]],
+        "tokens": list({row["tokens"]: (row["encoder"], row["tokens"]) for row in caches}.values()),
         "runs": list({run["folder"]: (name, run) for name, run in reversed(runs)}.values())[::-1],
     }
+
+
+def _asked(references: Iterable[str]) -> list[str]:
+    return [part for name in references for part in ("--encoder", name)]
 
 
 def as_toml(tables: Mapping[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,6 @@ from pipeline.recorded import unreadable_runs
 from pipeline.scoresheets import by_class, by_tile, write_csv
 from pipeline.workspace import Workspace
 from stages.encoders import canonical_name
-from stages.training.record import RUN
 from store.disk_errors import storage_errors
 from store.durable import make_folder
 from store.errors import InputError
@@ -21,17 +22,39 @@ from store.identity import fingerprint
 HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 
-def collect(workspace: Workspace, seeds: int | None) -> list[Finished]:
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """The ``results`` of encoders, in sentences which runs were ``left_out``, and which of them since ``damaged``.
+
+    What is damaged among the runs of ``results`` is told by these.
+    """
+
+    results: list[Finished]
+    left_out: list[str]
+    damaged: list[str]
+
+
+def collect(workspace: Workspace, seeds: int | None) -> Collected:
     """Find the finished runs of every encoder of the study, and of any other trained on it, as the study is now.
 
-    A damaged run counts for nothing and is kept as what was found; :func:`left_out` says of which runs nothing is
-    found. Raises :class:`InputError` where there is no finished run, and the first :class:`VerificationError` where
-    there are only damaged ones.
+    A damaged run counts for nothing. Raises :class:`InputError` where there is no finished run, and the first
+    :class:`VerificationError` where there are only damaged ones.
     """
-    others, _ = _known_encoders(workspace)
-    results = [
-        Finished.of(job) for job in engine.jobs(workspace, [*workspace.study.encoders.names, *others], seeds)
-    ]
+    names = workspace.study.encoders.names
+    results = [Finished.of(job) for job in engine.jobs(workspace, names, seeds)]
+    of_study = {result.encoder for result in results}
+    left_out = []
+    for reference in engine.trained_encoders(workspace):
+        try:
+            if canonical_name(reference) in of_study:
+                continue
+            workspace.describe(reference)
+            found = Finished.of(*engine.jobs(workspace, [reference], seeds))
+        except InputError as error:
+            left_out.append(f"The runs of {reference} were left out: {error}")
+            continue
+        if found.runs or found.damaged:
+            results.append(found)
     if not any(result.runs for result in results):
         for result in results:
             result.undamaged()
@@ -40,36 +63,18 @@ def collect(workspace: Workspace, seeds: int | None) -> list[Finished]:
             where=workspace.results,
             remedy="Run frostgrid extract and frostgrid train on it first (or frostgrid run).",
         )
-    return results
-
-
-def left_out(workspace: Workspace, results: Sequence[Finished]) -> tuple[list[str], list[str]]:
-    """Return sentences on runs of which ``results`` say nothing: of encoders not known here, and unreadable ones."""
-    _, gone = _known_encoders(workspace)
-    unknown = [f"The runs of {name} were left out: {error}" for name, error in gone.items()]
-    unread = [folder for folder in unreadable_runs(workspace) if folder not in damaged_folders(results)]
-    damaged = [f"A run is damaged and was left out: {folder / RUN} cannot be read" for folder in unread]
-    return unknown, damaged
+    named = damaged_folders(results)
+    damaged = [
+        f"A run cannot be read and was left out: {error}"
+        for folder, error in unreadable_runs(workspace).items()
+        if folder not in named
+    ]
+    return Collected(results, left_out, damaged)
 
 
 def damaged_folders(results: Sequence[Finished]) -> set[Path]:
     """Return the folders of the damaged runs that ``results`` name."""
     return {Path(error.where or "").parent for result in results for error in result.damaged.values()}
-
-
-def _known_encoders(workspace: Workspace) -> tuple[list[str], dict[str, InputError]]:
-    """Return the encoders of all runs in the results, and those that are not installed here with what says so."""
-    known: list[str] = []
-    gone: dict[str, InputError] = {}
-    for reference in engine.trained_encoders(workspace):
-        try:
-            canonical_name(reference)
-            workspace.describe(reference)
-        except InputError as error:
-            gone[reference] = error
-        else:
-            known.append(reference)
-    return known, gone
 
 
 def stored_runs(workspace: Workspace, found: Finished) -> list[dict[str, Any]]:
@@ -83,6 +88,12 @@ def stored_runs(workspace: Workspace, found: Finished) -> list[dict[str, Any]]:
         }
         for seed, run in found.runs.items()
     ]
+
+
+def environments_of(found: Finished) -> list[dict[str, Any]]:
+    """Return the distinct environments of the runs."""
+    told = (dict(run.environment) for run in found.runs.values())
+    return list({json.dumps(one, sort_keys=True): one for one in told}.values())
 
 
 def write_results(workspace: Workspace, results: Sequence[Finished]) -> None:

@@ -12,7 +12,7 @@ from pipeline.finished import Finished
 from pipeline.report.ablations import Ablated, as_json
 from pipeline.report.conclusions import answer, notes
 from pipeline.report.paper import beside, table_of
-from pipeline.report.results import stored_runs
+from pipeline.report.results import environments_of, stored_runs
 from pipeline.workspace import Workspace
 from stages.encoders import canonical_name
 from stages.evidence import LEVEL, Evidence, Interval, assess
@@ -148,7 +148,7 @@ def _row(workspace: Workspace, result: Finished, counted: Counts, found: Evidenc
         ),
         "runs": stored_runs(workspace, result),
         "tokens": runs[0].identity["tokens"],
-        "environments": _distinct([dict(run.environment) for run in runs]),
+        "environments": environments_of(result),
     }
 
 
@@ -174,7 +174,7 @@ def _metrics(counted: Counts, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _evidence(workspace: Workspace, found: Evidence, unit: str) -> dict[str, Any]:
-    images = len(workspace.split.test)
+    images, tests = len(workspace.split.test), sum(one.p is not None for one in found.comparisons)
     sample = f"{images} image{'s' if images != 1 else ''}"
     if unit == "patients":
         sample += f" of {found.clusters} patient{'s' if found.clusters != 1 else ''}"
@@ -198,7 +198,7 @@ def _evidence(workspace: Workspace, found: Evidence, unit: str) -> dict[str, Any
                 "p": one.p,
                 "p_holm": one.p_holm,
                 "told_apart": one.told_apart,
-                "sentence": comparison_sentence(one, sample, len(found.comparisons)),
+                "sentence": comparison_sentence(one, sample, tests),
             }
             for one in found.comparisons
         ],
@@ -230,7 +230,3 @@ def _shares(confusion: Counts) -> Floats:
     """Divide each row (true class) by its sum; NaN where it is empty."""
     total = confusion.sum(axis=1, keepdims=True)
     return np.where(total > 0, confusion / np.maximum(total, 1), np.nan)
-
-
-def _distinct(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({json.dumps(one, sort_keys=True): one for one in found}.values())

@@ -9,11 +9,13 @@ from pathlib import Path
 from pipeline.finished import Finished
 from pipeline.recorded import EVERY_RUN, run_folders
 from pipeline.report.ablations import Ablated
-from pipeline.report.results import damaged_folders, stored_runs
+from pipeline.report.results import damaged_folders, environments_of, stored_runs
 from pipeline.report.summary import clusters_of
-from pipeline.sweeping import DEFAULT, variants
+from pipeline.sweeping import variants
+from pipeline.varying import DEFAULT
 from pipeline.workspace import Workspace
 from stages.decoders import decoder_options
+from stages.encoders import canonical_name
 from stages.evidence import assess
 from stages.evidence.words import seeds_text
 
@@ -42,7 +44,7 @@ def swept(workspace: Workspace, results: Sequence[Finished], seeds: int | None =
     if own | named >= set(run_folders(workspace.results, EVERY_RUN)):
         return made
     count = seeds or workspace.study.train.seeds
-    everything = variants(workspace)
+    everything, made.notes = variants(workspace)
     highest = max((seed for one in everything for seed in one.runs), default=0)
     if highest >= count:
         made.notes.append(
@@ -121,6 +123,10 @@ def _add(
                 _options(workspace, one, usual),
                 _before(workspace, one),
                 stored_runs(workspace, one),
+                one.job.reference,
+                one.encoder in map(canonical_name, workspace.study.encoders.names),
+                next(iter(one.runs.values())).identity["tokens"],
+                environments_of(one),
             )
         )
 
@@ -147,7 +153,8 @@ def _options(workspace: Workspace, one: Finished, usual: Mapping[str, str]) -> t
     """Return the options of ``frostgrid sweep`` that make these runs of the study."""
     train = workspace.study.train
     plain = decoder_options(one.decoder, train.decoder_options if train.decoder == one.decoder else {})
-    set_to = {n: v for n, v in one.job.settings.options.items() if v is not None and v != plain[n]}
+    chosen = one.job.settings.options.items()
+    set_to = {n: DEFAULT if v is None else v for n, v in chosen if v != plain[n]}
     decoder = ":".join([one.decoder, *([",".join(f"{n}={v}" for n, v in set_to.items())] if set_to else [])])
     given = ["--encoder", one.job.reference, "--decoder", decoder]
     for name, value in one.factors.items():

@@ -46,7 +46,7 @@ def decoder_names() -> list[str]:
 
 
 def decoder_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every option of the decoder ``name``: as ``given``, else its default.
+    """Return the value of every option of the decoder ``name``: as ``given``, else, or where that is None, its default.
 
     Raises ``InputError`` for a decoder that is not known, that is installed under a name of ours or cannot be
     imported, and ``InputErrors`` with every option that it does not have or does not take.
@@ -61,7 +61,7 @@ def decoder_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
                     f"the decoder {name} has no option {option!r}", where="train.decoder_options", remedy=has
                 )
             )
-        elif not known[option].takes(value) and (value is not None or known[option].default is not None):
+        elif value is not None and not known[option].takes(value):
             faults.append(
                 InputError(
                     f"the option {option} of the decoder {name} cannot be {value!r}",
@@ -73,7 +73,7 @@ def decoder_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise faults[0]
     if faults:
         raise InputErrors(faults, remedy="Correct the options of the decoder.")
-    return {**defaults(known), **given}
+    return {**defaults(known), **{option: value for option, value in given.items() if value is not None}}
 
 
 def decoder_source(name: str) -> str | None:

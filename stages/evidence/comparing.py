@@ -23,8 +23,7 @@ class Comparison:
 
     ``all_seeds``: whether neither has others. ``interval`` is that of this one difference, ``p`` its two-sided p value,
     ``p_holm`` the same after Holm's correction over all comparisons made together. All three are None with fewer than
-    two clusters, where there are too few resamples, and without a common seed: then ``difference`` is that of the
-    means over all seeds.
+    two clusters, where there are too few resamples, and without a common seed: then ``difference`` is NaN.
     """
 
     a: str
@@ -72,7 +71,7 @@ def compare_all(scores: Mapping[str, BySeed], clusters: int) -> tuple[Comparison
         seeds = common_seeds([scores[a], scores[b]])
         whole = set(scores[a].seeds) == set(scores[b].seeds)
         if not seeds:
-            found.append(Comparison(a, b, seeds, whole, means[a] - means[b], None, None, None))
+            found.append(Comparison(a, b, seeds, whole, math.nan, None, None, None))
             continue
         ours, others = scores[a].over(seeds), scores[b].over(seeds)
         if ours[0] < others[0]:  # over all their seeds it is the other way round

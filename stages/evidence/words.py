@@ -9,7 +9,10 @@ from stages.evidence.resampling import LEVEL, Interval
 
 
 def comparison_sentence(found: Comparison, images: str, comparisons: int) -> str:
-    """Return one plain sentence on one comparison; ``images`` is what it was made on, such as ``10 images``."""
+    """Return one plain sentence on one comparison.
+
+    ``images`` is what it was made on, such as ``10 images``; ``comparisons`` are those that were tested together.
+    """
     if not found.seeds:
         return f"{found.a} and {found.b} have no seed in common, and are not compared."
     if found.interval is None or found.p is None or found.p_holm is None:

@@ -28,6 +28,10 @@ from store.sweeping import sweep
 RUN, CONFUSIONS, LOSSES, DECODER = "run.json", "confusions.npz", "losses.csv", "decoder.safetensors"
 _VERSION = 2
 _AGAIN = "Remove the folder and train this run again."
+_FIELDS = {
+    **{"seed": int, "classes": list, "best_epoch": int, "parameters": int, "seconds": dict},
+    **{"identity": dict, "environment": dict, "files": dict},
+}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -115,7 +119,8 @@ def put_run(folder: Path, files: Mapping[str, bytes]) -> None:
 def load_run(folder: Path) -> StoredRun:
     """Read a finished run, checking every file against the sha256 in ``run.json``.
 
-    ``InputError`` where there is none, ``VerificationError`` naming the file that is missing or damaged.
+    ``InputError`` where there is none, ``VerificationError`` naming the file that is missing, damaged or of a newer
+    version.
     """
     body = read_record(folder)
     data = {name: _read(folder / name) for name in body["files"]}
@@ -146,7 +151,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return what the ``run.json`` of a finished run says; no other file is looked at. Errors as ``load_run``."""
     if not folder.is_dir():
         raise InputError("There is no finished run", where=folder, remedy="Train it first.")
-    return decode("run", _VERSION, _read(folder / RUN), folder / RUN, _AGAIN)
+    path = folder / RUN
+    data = _read(path)
+    try:
+        body = decode("run", _VERSION, data, path, _AGAIN)
+    except (
+        InputError
+    ) as error:  # of a newer version: of no use here either, and nothing is wrong with what was asked
+        raise VerificationError(error.what, where=path, remedy=error.remedy) from error
+    lacking = [name for name, kind in _FIELDS.items() if not isinstance(body.get(name), kind)]
+    if lacking:
+        raise VerificationError(f"The file does not say {', '.join(lacking)}", where=path, remedy=_AGAIN)
+    return body
 
 
 def _read(path: Path) -> bytes:

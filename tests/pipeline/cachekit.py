@@ -11,6 +11,7 @@ import numpy as np
 from click.testing import Result
 from studykit import FOLDER, frostgrid, write_folder, write_study
 
+from pipeline.journal_reading import FOLDER as JOURNALS
 from store import GridSpec, GridStore, ViewRow
 
 
@@ -41,6 +42,11 @@ class Home:
     def store(self, slug: str = "stain") -> Path:
         (found,) = self.cache.glob(f"{slug}-????????????")
         return found
+
+
+def copy_results(folder: Path, to: Path) -> None:
+    """Copy a home, or what lies in it, without the journals: those of this process are written and removed at will."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns(JOURNALS), dirs_exist_ok=True)
 
 
 def cache(*arguments: str | Path) -> Result:

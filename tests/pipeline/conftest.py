@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from cachekit import Home
+from cachekit import Home, copy_results
 
 for folder in ("stages", "store"):
     sys.path.append(str(Path(__file__).parents[1] / folder))
@@ -25,5 +24,5 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture
 def copy(home: Home, tmp_path: Path) -> Home:
     """A copy of that folder, to be changed or damaged."""
-    shutil.copytree(home.folder, tmp_path / "copy")
+    copy_results(home.folder, tmp_path / "copy")
     return Home(tmp_path / "copy")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cachekit import Home, flip_bit
+from cachekit import Home, copy_results, flip_bit
 from studykit import FOLDER, frostgrid, write_study
 
 STUDY = (
@@ -94,7 +94,7 @@ def test_another_tile_size_is_compared_where_tiles_show_the_same_of_their_images
 def test_studies_are_compared_over_common_seeds_and_what_lacks_or_is_damaged_is_said(
     two: Home, tmp_path: Path
 ) -> None:
-    shutil.copytree(two.folder, tmp_path / "copy")
+    copy_results(two.folder, tmp_path / "copy")
     home = Home(tmp_path / "copy", text=STUDY)
     write_study(home.folder, home.study.read_text().replace("epochs = 2", "epochs = 2\nlr = 0.2"), "quick")
     (gone,) = home.folder.glob("runs/quick/stain/linear/seed-001-*")
@@ -119,7 +119,7 @@ def test_studies_are_compared_over_common_seeds_and_what_lacks_or_is_damaged_is_
     said = compare(home, "quick").stdout
     assert "over seed 0 alone, which both have" in said and "over seed 1 alone, which both have" in said
     assert "missing in quick: stain, seed 1" in said
-    assert "damaged in quick and left out: " in said
+    assert "in quick: A run is damaged and was left out: " in said
     (other,) = home.folder.glob("runs/small/stain/linear/seed-000-*")
     shutil.rmtree(other)
     said = compare(home, "quick").stdout
@@ -128,7 +128,7 @@ def test_studies_are_compared_over_common_seeds_and_what_lacks_or_is_damaged_is_
 
 def test_names_keep_their_hyphens(two: Home) -> None:
     write_study(two.folder, two.study.read_text().replace("epochs = 2", "epochs = 2\nlr = 0.2"), "my-quick")
-    shutil.copytree(two.folder / "runs/quick", two.folder / "runs/my-quick")
+    copy_results(two.folder / "runs/quick", two.folder / "runs/my-quick")
     assert (
         "in my-quick" in compare(two, "my-quick").stdout and "my−quick" not in compare(two, "my-quick").stdout
     )

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cachekit import copy_results
 from studykit import SMALL_DEMO, frostgrid, write_study
 
 from store import GridStore, verify
@@ -93,7 +94,7 @@ def test_caches_and_runs_of_one_encoding_are_not_taken_for_the_other(finished: P
     missed = frostgrid("train", study, "--cache", finished / "int8", "--runs", tmp_path / "runs")
     assert missed.exit_code == 2
     assert "encoding: stored 'int8', wanted 'float16'" in missed.stderr
-    shutil.copytree(finished / "runs", tmp_path / "runs", dirs_exist_ok=True)
+    copy_results(finished / "runs", tmp_path / "runs")
     nowhere = ("--cache", tmp_path / "nowhere", "--runs", tmp_path / "runs")
     assert frostgrid("report", write_study(tmp_path, INT8), *nowhere).exit_code == 0
     report = frostgrid("report", write_study(tmp_path, FLOAT16), *nowhere)

@@ -22,6 +22,7 @@ from pipeline.sweeping import combinations
 from pipeline.tilesets import TileSet
 from pipeline.varying import parse_setting
 from pipeline.workspace import Workspace
+from store.documents import encode
 from store.errors import VerificationError
 
 
@@ -66,19 +67,33 @@ def test_a_record_that_says_nothing_of_use_ends_no_command_in_a_trace(copy: Home
     there = [(run.encoder, run.seed) for run in recorded_runs(workspace(copy))]
     assert there == [("stain", 0)]
     studies: list[object] = [[], {}, {"train": [3]}, {"train": {}, "cache": {}}, {"train": {}, "cache": "x"}]
-    partial = [{"identity": {"encoder": "stain", "study": study}, "seed": 0} for study in studies]
-    for number, text in enumerate(["[]", "3", '"x"', "null", "{", *map(json.dumps, partial)]):
+    (own,) = copy.folder.glob("runs/small/stain/linear/seed-000-*/run.json")
+    body = {
+        name: value for name, value in json.loads(own.read_text()).items() if name not in ("format", "digest")
+    }
+    partial = [{**body, "identity": {"encoder": "stain", "study": study}} for study in studies]
+    partial.append({name: value for name, value in body.items() if name != "files"})
+    texts = ["[]", "3", '"x"', "null", "{", *(encode("run", 2, one).decode() for one in partial)]
+    texts.append(encode("run", 9, body).decode())
+    for number, text in enumerate(texts):
         folder = copy.folder / f"runs/small/other/linear/seed-{number:03d}-00000000"
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(text)
     assert [(run.encoder, run.seed) for run in recorded_runs(workspace(copy))] == there
     assert engine.trained_encoders(workspace(copy)) == ["stain"]
     done = copy.run("report")
-    refused(done, "10 damaged run(s) were left out", "seed-000-00000000/run.json cannot be read", status=4)
+    refused(done, "12 damaged run(s) were left out", "seed-000-00000000/run.json", status=4)
+    notes = json.loads((copy.folder / "runs/small/summary.json").read_text())["notes"]
+    for said in (
+        "not JSON any more",
+        "does not say of which encoder",
+        "does not say files",
+        "Update frostgrid",
+    ):
+        assert any(said in note for note in notes), said
     assert (copy.folder / "runs/small/report.html").is_file()
     shutil.rmtree(copy.folder / "runs/small/other")
     assert copy.run("report").exit_code == 0
-    (own,) = copy.folder.glob("runs/small/stain/linear/seed-000-*/run.json")
     own.write_text("[]")
     refused(copy.run("report"), str(own), status=4)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cachekit import Home, cache, parsed, refused
+from cachekit import Home, cache, copy_results, parsed, refused
 from PIL import Image
 from studykit import FOLDER
 
@@ -161,7 +161,7 @@ def test_a_study_that_asks_for_more_keeps_and_uses_what_is_there(
     home: Home, copy: Home, change: Callable[[Home, str], str], added: int | None
 ) -> None:
     kept, first = committed(copy.cache), copy.study.read_text()
-    shutil.copytree(home.folder / "runs", copy.folder / "runs")
+    copy_results(home.folder / "runs", copy.folder / "runs")
     copy.study.write_text(change(copy, first))
     needs = parsed(copy.run("plan", "--json"))
     lacking = needs["views"] - needs["encoders"][0]["views_cached"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cachekit import Home, flip_bit
+from cachekit import Home, copy_results, flip_bit
 from pagekit import Page, check_cell
 from PIL import Image
 from studykit import FOLDER, frostgrid, write_folder
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture
 def copied(made: Home, tmp_path: Path) -> Home:
     """A copy of it, to be changed or damaged."""
-    shutil.copytree(made.folder, tmp_path / "copy")
+    copy_results(made.folder, tmp_path / "copy")
     return Home(tmp_path / "copy", text=STUDY)
 
 
@@ -289,7 +289,10 @@ def test_one_cache_that_cannot_be_read_leaves_a_page_of_the_others(copied: Home)
     flip_bit(shard, 300)
     done = copied.run("run")
     assert done.exit_code == 4 and str(shard) in done.stderr
-    assert "No finished run, and so in no table: pixels." in page(copied).text
+    assert (
+        "No finished run with the settings of the study, and so not among its encoders: pixels."
+        in page(copied).text
+    )
     assert dice_row(copied, "stain")[-1] == "3"
 
 
@@ -310,7 +313,9 @@ def test_an_encoder_without_runs_is_named_and_in_no_table(copied: Home) -> None:
     done = copied.run("report")
     assert done.exit_code == 0, done.output
     found = page(copied)
-    assert "No finished run, and so in no table: pixels." in found.text
+    assert (
+        "No finished run with the settings of the study, and so not among its encoders: pixels." in found.text
+    )
     assert "There is no other encoder to compare it with." in found.text
     assert "How sure is the order?" not in found.text
     assert all(row[0].text != "pixels" for table in found.tables.values() for row in table if row)

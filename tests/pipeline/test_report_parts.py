@@ -220,35 +220,37 @@ def test_the_commands_to_repeat_a_study_train_every_seed_and_every_variant_that_
     rows = [
         {
             "encoder": name, "reference": reference, "in_study": inside, "seeds": seeds, "environments": [],
-            "tokens": "t", "runs": runs[:1],
+            "missing_seeds": [7], "tokens": "t", "runs": runs[:1],
         }
         for name, reference, inside, seeds in [("a", "a", True, [0, 4]), ("b", "my b.toml", False, [1, 2, 3])]
     ]  # fmt: skip
     options = ["--encoder", "a", "--decoder", "mlp:hidden=4", "--set", "train.views=5"]
-    varied = [
+    varied: list[dict[str, Any]] = [
         {
-            "encoder": "a",
-            "factor": "train.views",
-            "value": 5.0,
-            "options": options,
-            "before": [],
-            "runs": runs,
+            "encoder": "a", "reference": "a", "in_study": True, "factor": "train.views", "value": 5.0,
+            "options": options, "before": [], "runs": runs, "tokens": "t", "environments": [{"torch": "2"}],
         }
-    ]
+    ]  # fmt: skip
     before = ["cache", "convert", "my cache/a-0", "--to", "int8"]
     int8 = ["--encoder", "a", "--set", "cache.encoding=int8"]
-    varied += [varied[0] | {"value": value, "options": int8, "before": before} for value in (1.0, 2.0)]
+    varied += [varied[0] | {"value": v, "options": int8, "before": before, "tokens": "i"} for v in (1.0, 2.0)]
+    varied.append(
+        varied[0] | {"reference": "c", "in_study": False, "options": ["--encoder", "c"], "tokens": "c"}
+    )
     said = repeating({"study": {"name": "my study"}, "results": rows, "ablations": varied})
     assert said["commands"] == [
         "frostgrid extract 'my study.toml'",
         "frostgrid train 'my study.toml' --seeds 5",
         "frostgrid extract 'my study.toml' --encoder 'my b.toml'",
         "frostgrid train 'my study.toml' --encoder 'my b.toml' --seeds 5",
+        "frostgrid extract 'my study.toml' --encoder c",
         "frostgrid sweep 'my study.toml' --encoder a --decoder mlp:hidden=4 --set train.views=5 --seeds 5",
         "frostgrid cache convert 'my cache/a-0' --to int8",
         "frostgrid sweep 'my study.toml' --encoder a --set cache.encoding=int8 --seeds 5",
-        "frostgrid report 'my study.toml' --seeds 5",
+        "frostgrid sweep 'my study.toml' --encoder c --seeds 5",
+        "frostgrid report 'my study.toml' --seeds 4",
     ]
+    assert said["tokens"] == [("a", "t"), ("a", "i"), ("a", "c")] and said["environments"] == [{"torch": "2"}]
     assert [(name, run["folder"]) for name, run in said["runs"]] == [
         ("a", "f0"),
         ("a, train.views 5.0", "f4"),

@@ -171,7 +171,6 @@ def test_unknown_option_is_refused_with_the_known_ones() -> None:
         ("width", 2.5, "a whole number"),
         ("width", "256", "a whole number"),
         ("width", True, "a whole number"),
-        ("width", None, "a whole number"),
         ("depth", 9, "a whole number from 0 to 8"),
         ("upsampling", "bicubic", "one of bilinear, nearest, transposed, pixel-shuffle"),
     ],
