@@ -74,6 +74,7 @@ def _check_installed(option: str) -> None:
 @contextmanager
 def _line_to(address: str) -> Iterator[Line]:
     """Yield the line to the scheduler at an address."""
+    import dask
     from distributed import Client
 
     for name in _LOGS:
@@ -93,9 +94,11 @@ def _line_to(address: str) -> Iterator[Line]:
             remedy="Start it (dask scheduler), or give the address it printed.",
         ) from None
     try:
-        line = Line(client, address)
-        _check_version(line, address)
-        yield line
+        # What tasks have in common is sent whole, once: dask would advise against it.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
+            line = Line(client, address)
+            _check_version(line, address)
+            yield line
     finally:
         # One that looks for a lost scheduler may trip over itself here, which must not hide what is wrong.
         with suppress(AssertionError, OSError, RuntimeError):
@@ -125,8 +128,11 @@ def _check_version(line: Line, address: str) -> None:
 
 
 @contextmanager
-def _interrupts_for_us_only() -> Iterator[None]:
-    """Threads that are started here, and their processes, do not hear Ctrl-C, which a terminal sends to all: we do."""
+def _interrupts_not_inherited() -> Iterator[None]:
+    """Threads that are started here, and their processes, do not hear Ctrl-C, which a terminal sends to all: we do.
+
+    Threads that there are already, such as those of numpy, may still hear one at once.
+    """
     _start_tracker()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -179,8 +185,8 @@ def _own_cluster(devices: Sequence[torch.device], threads: int) -> Iterator[Line
         # Else one that takes long to start again, as on a busy machine, is given up, and none may be left.
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}))
         try:
-            # One that comes meanwhile is heard when there is something to close.
-            with _interrupts_for_us_only():
+            # One that comes meanwhile should be heard when there is something to close.
+            with _interrupts_not_inherited():
                 cluster = stack.enter_context(
                     SpecCluster(
                         workers=specs,

@@ -7,6 +7,7 @@ a time, whatever else the cluster does. Which workers were made ready for a comm
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ VERSION = version("frostgrid")  # of the code that runs here, whatever is instal
 OLD_S = 7 * 24 * 3600.0  # after which a probe is one that a killed process has left
 _PROBE = ".frostgrid-probe-"
 _ASK = "Correct this, or take the worker out of the cluster."
+ANSWER_S = 60.0  # that a worker may take to say what it has
+AGAIN_S = 300.0  # after which one that does not answer is asked again
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Unfit:
-    """Why a worker cannot be made ready, in sentences; ``crowded``: because of others, which may go."""
+    """Why a worker cannot be made ready, in sentences; ``crowded``: because of others, which may go.
+
+    ``until``: when it is to be asked again, by the monotonic clock.
+    """
 
     faults: tuple[str, ...]
     crowded: bool = False
+    until: float = math.inf
 
 
 @contextmanager
@@ -93,8 +100,12 @@ def equip(
     ``known``: the workers that are ready already, to which the new ones are added; all share their machines anew.
     """
     faults: dict[str, list[str]] = {}
+    silent: set[str] = set()
+    before = set(known)
     for address, answer in _answers(client, look, needs, addresses).items():
-        if isinstance(answer, Found):
+        if isinstance(answer, OSError):  # of the connection, or because it took too long
+            silent.add(address)
+        elif isinstance(answer, Found):
             known[address] = answer
             if answer.faults:
                 faults[address] = [f"{answer.host} ({address}) {fault}" for fault in answer.faults]
@@ -106,12 +117,21 @@ def equip(
         faults[address] = [f"{known[address].host} ({address}) {why}"]
     _forget(known, faults)
     for address, answer in _answers(client, ready, (needs, shares(known)), list(known)).items():
-        if answer is not None:
+        if isinstance(answer, OSError):
+            silent |= {address} - before  # one that was made ready has what it needs
+        elif answer is not None:
             faults[address] = [f"{address} cannot be made ready: {answer}"]
-    _forget(known, faults)
-    return {
+    _forget(known, silent | faults.keys())
+    unfit = {
         address: Unfit(tuple(f"{fault}. {_ASK}" for fault in some), address in crowded)
         for address, some in faults.items()
+    }
+    until = time.monotonic() + AGAIN_S
+    return unfit | {
+        address: Unfit(
+            (f"{address} does not answer: a disk or a network may hang there. {_ASK}",), until=until
+        )
+        for address in silent
     }
 
 
@@ -133,7 +153,7 @@ def _forget(known: dict[str, Found], addresses: Iterable[str]) -> None:
 
 async def look(needs: Needs, dask_worker: Worker) -> Found:
     """Return what the worker has that runs this."""
-    return await asyncio.to_thread(_look, needs, dask_worker.state.nthreads)
+    return await asyncio.wait_for(asyncio.to_thread(_look, needs, dask_worker.state.nthreads), ANSWER_S)
 
 
 def _look(needs: Needs, threads: int) -> Found:
@@ -183,7 +203,8 @@ async def ready(what: tuple[Needs, Mapping[str, int]], dask_worker: Worker) -> N
 
     needs, threads = what
     scratch = Path(dask_worker.local_directory, "frostgrid")
-    await asyncio.to_thread(make_ready, threads[dask_worker.address], scratch, needs.session)
+    made = asyncio.to_thread(make_ready, threads[dask_worker.address], scratch, needs.session)
+    await asyncio.wait_for(made, ANSWER_S)
     await dask_worker.set_resources(**{RESOURCE: 1})
 
 

@@ -47,7 +47,7 @@ class OnCluster:
         self._work, self._crew, self._talk = work, crew, talk
         self._references, self._batch, self._compile = references, batch, compile
         self._site = Site(work, crew, talk, self._check)
-        self._unloaded: list[tuple[str, FrostgridError]] = []
+        self._unloaded: set[str] = set()
         self._study = for_workers(work.study)
         self._weights = {name: path.absolute() for name, path in weights.items() if path is not None}
         self._unnamed = [name for name, path in weights.items() if path is None]
@@ -85,8 +85,9 @@ class OnCluster:
             loaded: LoadedEncoder = self._crew.ask(task)
         except StorageError:
             raise
-        except FrostgridError as error:
-            self._unloaded.append((task.title, error))
+        except Exception as error:
+            self._unloaded.add(task.title)
+            self._site.failures.append((task.title, error))
             return
         store = begun(work, loaded, talk)
         tiles = {view.tile.key: view.tile for view in work.views}
@@ -105,10 +106,12 @@ class OnCluster:
 
     def finish(self) -> None:
         """See :class:`Extraction`: raises why an encoder could not be loaded, or :class:`ShardsFailed`."""
-        shards = self._site.failures
-        if len(self._unloaded) == 1 and not shards:
-            raise self._unloaded[0][1]
-        if failures := [*self._unloaded, *shards]:
+        failures = self._site.failures
+        if len(failures) == 1:
+            title, error = failures[0]
+            if title in self._unloaded and isinstance(error, FrostgridError):
+                raise error
+        if failures:
             raise ShardsFailed(failures, self._site.root, stopped=False)
 
     def _check(self) -> None:

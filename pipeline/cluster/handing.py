@@ -52,7 +52,7 @@ class _Piece:
     """A task on its way.
 
     It was ``handed`` out so often, of which so many ``tries`` came to nothing, on the workers ``failed_on``; now it is
-    at ``worker``. ``missed``: since when no worker has had it. ``here``: whether its result has come.
+    at ``worker``. ``missed``: since when no worker has had it. ``came``: the future whose result has come.
     """
 
     task: Task
@@ -64,7 +64,7 @@ class _Piece:
     started: bool = False
     seen: bool = False
     missed: float | None = None
-    here: bool = False
+    came: Future[Any] | None = None
 
 
 class Handing:
@@ -119,21 +119,24 @@ class Handing:
             self._place(piece, free)
         # No more is taken from ``tasks`` than can be handed out, and a task if there is no worker at all.
         while free or not (self._pending or self._waiting):
-            if any(not one.handed for one in self._waiting) or (task := next(tasks, None)) is None:
+            # A worker on which all fails would else take task after task, which then wait for the others.
+            many = len(self._waiting) >= max(1, len(self._roster.ready))
+            if many or any(not one.handed for one in self._waiting) or (task := next(tasks, None)) is None:
                 break
             self._place(_Piece(task), free)
         return bool(self._pending or self._waiting)
 
     def _place(self, piece: _Piece, free: list[str]) -> None:
         """Hand a task to the best of the ``free`` workers, which then is none; it waits where there is none for it."""
-        if (doubt := self._doubts.believed(piece.task, self._roster.ready)) is not None:
+        if (doubt := self._doubts.believed(piece.task, self._roster.fit)) is not None:
             self._on_error(piece.task, doubt)
             return
-        able = [one for one in free if not self._doubts.has(one, piece.task)]
+        able = {one for one in self._roster.ready if not self._doubts.has(one, piece.task)}
+        able = (able - piece.failed_on or able) & set(free)  # one that has not failed is worth waiting for
         if not able:
             self._waiting.append(piece)
             return
-        worker = min(able, key=lambda one: (one in piece.failed_on, self._load[one]))
+        worker = min(sorted(able), key=lambda one: self._load[one])
         free.remove(worker)
         self._submit(piece, worker)
 
@@ -145,7 +148,7 @@ class Handing:
         future = self._line.submit(key, perform, task.packed(), self._device, *common, worker=worker)
         piece.handed += 1
         piece.worker, piece.future = worker, future
-        piece.seen, piece.missed, piece.here = False, None, False
+        piece.seen, piece.missed = False, None
         self._pending[key] = piece
 
         def fetch() -> None:
@@ -155,9 +158,8 @@ class Handing:
                 outcome = self._line.outcome(future)
             except Exception as error:
                 fault = error
+            piece.came = future
             self._ended.put((key, future, fault, outcome))
-            if piece.future is future:
-                piece.here = True
 
         # A result may take long to come; meanwhile the other workers want something to do.
         future.add_done_callback(lambda _: Thread(target=fetch, daemon=True).start())
@@ -226,7 +228,7 @@ class Handing:
         at = self._line.under_way()
         self._load = Counter(worker for key, worker in at.items() if key not in self._pending)
         for key, piece in list(self._pending.items()):
-            if not piece.here:
+            if piece.came is not piece.future:
                 self._follow(key, piece, at.get(key), left)
 
     def _follow(self, key: str, piece: _Piece, worker: str | None, left: set[str]) -> None:

@@ -36,7 +36,8 @@ class Here:
     def kept(self, slot: str, key: Hashable, make: Callable[[], T]) -> T:
         """Return what ``make`` made for ``key``, which stays in its slot until another key is asked of it.
 
-        What was in the slot before is dropped first, so that there is room for the new.
+        What was in the slot before is dropped first, so that there is room for the new. What ends being made when
+        the worker belongs to another command already does not stay.
         """
         standing = self._kept.get(slot)
         if standing is not None and standing[0] == key:
@@ -44,8 +45,10 @@ class Here:
             return found
         del standing
         self.drop(slot)
+        session = self.session
         made = make()
-        self._kept[slot] = (key, made)
+        if self.session == session:
+            self._kept[slot] = (key, made)
         return made
 
     def drop(self, *slots: str) -> None:

@@ -21,7 +21,14 @@ from stages.training.data import Features
 from stages.training.memory import available_memory, give_back_memory, keep_large_blocks
 from store import GridStore, ViewKey
 from store.disk_errors import storage_errors
-from store.errors import FrostgridError, InputError, MissingViews, StorageError, VerificationError
+from store.errors import (
+    AccessError,
+    FrostgridError,
+    InputError,
+    MissingViews,
+    StorageError,
+    VerificationError,
+)
 from store.places import open_place
 from store.sharing import offer_at, pull
 
@@ -98,12 +105,15 @@ def _trained(tiles: TileSet, source: Source, task: RunTask) -> dict[str, bytes] 
         kept = here().kept(
             "features", (source, tiles.key, str(device), held), partial(_load, source, tiles, held)
         )
-    except (InputError, VerificationError) as error:
+    except (InputError, VerificationError, AccessError) as error:
         raise Doubt(source.name, error, get_worker().address) from None
     if device.type == "cpu":
         keep_large_blocks()
     task = replace(task, at_once=budget.at_once)
-    files = task.train(kept.loaded, kept.features, device)
+    try:
+        files = task.train(kept.loaded, kept.features, device)
+    except (VerificationError, AccessError) as error:  # of features that are read while it trains
+        raise Doubt(source.name, error, get_worker().address) from None
     if to_client:
         return files
     try:

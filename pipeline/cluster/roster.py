@@ -43,6 +43,11 @@ class Roster:
         """The workers that tasks can go to now, by address: a paused one, whose memory is full, ends what it has."""
         return {address: one for address, one in self._ready.items() if address not in self._paused}
 
+    @property
+    def fit(self) -> Collection[str]:
+        """The addresses of those and of the paused ones."""
+        return self._ready.keys()
+
     def has(self, worker: str) -> bool:
         """Whether the scheduler had the worker of this address at the last look, ready for us or not."""
         return worker in self._there
@@ -78,7 +83,8 @@ class Roster:
         for gone in left:
             del self._ready[gone]
         for address, unfit in list(self._unfit.items()):
-            if address not in workers or (left and unfit.crowded):  # there may be room for it now
+            room = left and unfit.crowded  # there may be some for it now
+            if room or address not in workers or time.monotonic() >= unfit.until:
                 del self._unfit[address]
         if new := workers.keys() - self._ready.keys() - self._unfit.keys():
             for fault in self._equip(line, list(new)):
@@ -86,8 +92,10 @@ class Roster:
                     self._talk.say(f"A worker that has joined gets no tasks: {fault}")
                 self._said.add(fault)
         self._paused = {address for address, about in workers.items() if about["status"] != "running"}
-        if not self._ready:
+        if not self.ready:
             self._say_waiting()
+        else:
+            self._said_waiting = False
         self._there, self.looked = workers.keys(), time.monotonic()
         return left
 
@@ -114,4 +122,6 @@ class Roster:
             self._said_waiting = True
             unfit = "".join(f"\n  - {fault}" for one in self._unfit.values() for fault in one.faults)
             but = f"; these cannot do the tasks:{unfit}" if unfit else ""
-            self._talk.say(f"waiting for a worker to join the cluster (Ctrl-C ends this){but}")
+            if paused := sorted(self._ready):
+                but += f"; the memory of these is full, and dask has paused them: {', '.join(paused)}"
+            self._talk.say(f"waiting for a worker that can do the tasks (Ctrl-C ends this){but}")

@@ -62,7 +62,8 @@ class ShardsFailed(FrostgridError):
 class Site:
     """What all caches of a study have in common while workers make their shards.
 
-    ``failures``: of any of them. ``check`` is called before a worker gets a shard, and raises what a worker lacks.
+    ``failures``: of any of them, and of encoders. ``check`` is called before a worker gets a shard, and raises what a
+    worker lacks.
     """
 
     work: Workspace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -98,10 +99,35 @@ def kept(key: str) -> tuple[int, str]:
 
 
 def doubt(folder: Path, name: str, sick: int) -> str:
-    """As ``note``, but the first ``sick`` workers that come find fault with the shelf each time."""
-    ours = folder / f"{os.getpid()}.sick"
-    if ours.exists() or len(list(folder.glob("*.sick"))) < sick:
-        ours.touch()
+    """As ``note``, but the first ``sick`` workers that come find fault with the shelf each time.
+
+    Where there are several, others do nothing before all of these have come.
+    """
+    if _is_sick(folder, sick):
         note(folder, name)
         raise Doubt("shelf", InputError("The shelf is empty", where="shelf"), get_worker().address)
-    return note(folder, name)
+    while sick > 1 and not (folder / f"{sick - 1}.sick").exists():
+        time.sleep(0.02)
+    return note(folder, name, 0.5 if sick > 1 else 0)
+
+
+def sick(folder: Path, name: str) -> str:
+    """As ``note`` for half a second, but the first worker that comes raises each time, at once."""
+    if _is_sick(folder, 1):
+        note(folder, name)
+        raise StorageError("The disk is full", where="/scratch")
+    return note(folder, name, 0.5)
+
+
+def _is_sick(folder: Path, sick: int) -> bool:
+    for number in range(sick):
+        claim = folder / f"{number}.sick"
+        with suppress(FileExistsError):
+            claim.touch(exist_ok=False)
+            _mine.add(claim)
+        if claim in _mine:
+            return True
+    return False
+
+
+_mine: set[Path] = set()

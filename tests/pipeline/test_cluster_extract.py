@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3_server
-from cachekit import Home, parsed
+from cachekit import Home, parsed, refused
 from clusterkit import RealCluster
 from encoder_rows import timm_model, tiny, write_row
 from extractkit import (
@@ -32,7 +33,9 @@ from studykit import FOLDER, frostgrid, write_folder, write_study
 
 from pipeline.cluster import extracting
 from pipeline.cluster.connecting import connected
+from pipeline.cluster.crew import Crew
 from pipeline.cluster.shards import ShardsFailed
+from pipeline.cluster.tasks import Task
 from pipeline.console import Talk
 from pipeline.journal import journal_of
 from pipeline.journal_reading import read_journals
@@ -328,6 +331,23 @@ def test_a_worker_that_loads_another_encoder_than_the_cache_is_of_refuses_to_add
     batches = Batches(load_encoder("pixels", tile_px=32), 4)
     with pytest.raises(IdentityMismatch, match=r"another than that of the cache: .*stain"):
         extracting.refuse_other(batches, GridStore.open(home.store("stain")))
+
+
+def test_an_encoder_that_fails_to_load_in_whatever_way_is_named_and_the_next_is_extracted(
+    cluster: RealCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Crew.ask
+
+    def failing(crew: Crew, task: Task) -> Any:
+        if task.title == "loading stain":
+            raise MemoryError("no room for it")
+        return ask(crew, task)
+
+    monkeypatch.setattr(Crew, "ask", failing)
+    home = Home(tmp_path, text=FOLDER.replace('["stain"]', '["stain", "pixels"]'))
+    done = home.run("extract", "--scheduler", cluster.address)
+    refused(done, "1 task failed", "loading stain: MemoryError: no room for it", status=1)
+    assert home.store("pixels").is_dir() and not list(home.cache.glob("stain-*"))
 
 
 def test_a_single_failure_ends_the_command_with_its_own_status() -> None:

@@ -36,7 +36,7 @@ from stages.training.record import load_run
 
 PLACE = f"s3://{BUCKET}/lab"
 VARIED = ("--decoder", "linear", "--decoder", "mlp:hidden=4", "--seeds", "2")
-LONG = ("--set", "train.epochs=80,81,82", "--seeds", "2")  # six runs that take a moment
+LONG = ("--set", "train.epochs=600,601,602", "--seeds", "2")  # six runs that take a moment
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,9 @@ def finished_tasks(cluster: RealCluster) -> Iterator[list[str]]:
     """The keys of the runs that workers have ended in the block, as often as each was."""
     found: list[str] = []
     with Client(cluster.address, set_as_default=False) as client:
-        began = time.time()
-        client.get_task_stream()  # from now on they are kept
+        before = len(client.get_task_stream())  # from now on they are kept
         yield found
-        rows = client.get_task_stream(start=began)
+        rows = client.get_task_stream()[before:]
         found += [row["key"] for row in rows if row["key"].startswith("frostgrid-run")]
 
 
@@ -201,7 +200,9 @@ def test_a_worker_that_is_killed_costs_the_run_it_had(copy: Home, cluster: RealC
     def kill_a_busy_one() -> None:
         with Client(cluster.address, set_as_default=False) as client:
             worker, process = next(iter(client.run(os.getpid).items()))
+            ends = time.monotonic() + 60
             while not killed:
+                assert time.monotonic() < ends, "the sweep was over before a worker was seen in a run"
                 os.kill(process, signal.SIGSTOP)  # in the middle of a run, unless it was between two
                 time.sleep(0.2)
                 killed.extend(str(key) for key in client.processing()[worker])
@@ -284,6 +285,19 @@ def test_a_cache_that_cannot_be_read_is_told_once_for_all_runs_on_it(
     flip_bit(shard, 300)
     at = ("--runs", copy.folder / "there", "--scheduler", cluster.address)
     done = copy.run("sweep", *VARIED, *at)
+    refused(done, str(shard), status=4)
+    assert done.stderr.count(str(shard)) == 1
+    assert not weights(copy.folder / "there")
+
+
+def test_so_is_one_that_is_found_to_be_damaged_while_it_trains(copy: Home, cluster: RealCluster) -> None:
+    shard = next(path for path in copy.store().rglob("c.*") if path.parent.name == "tokens")
+    flip_bit(shard, 300)
+    job = job_of(copy)
+    budget = STREAMED_BATCHES * job.settings.batch * job.tokens.spec.stored_nbytes
+    least = budget + int(OVERHEAD * step_bytes(job.settings, job.geometry, 1)) + 1 + PROCESS_BYTES
+    at = ("--runs", copy.folder / "there", "--scheduler", cluster.address, "--max-memory", f"{least}B")
+    done = copy.run("sweep", "--decoder", "linear", "--seeds", "4", *at)
     refused(done, str(shard), status=4)
     assert done.stderr.count(str(shard)) == 1
     assert not weights(copy.folder / "there")
