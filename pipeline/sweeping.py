@@ -122,7 +122,7 @@ def variants(work: Workspace) -> tuple[list[Finished], list[str]]:
             )
             key = canonical_json([canonical_name(run.encoder), _settled(work, study)])
         except InputError as error:
-            left_out[f"Runs of {run.encoder} under other settings were left out: {error}"] = None
+            left_out[f"Runs of {run.encoder} were left out: {error}"] = None
         else:
             found.setdefault(key, (run.encoder, study, set()))[2].add(run.seed)
     kept = []
@@ -136,7 +136,7 @@ def variants(work: Workspace) -> tuple[list[Finished], list[str]]:
         try:
             finished = Finished.of(job)
         except UnclearCache as error:
-            left_out[f"Runs of {name} under other settings were left out: {error}"] = None
+            left_out[f"Runs of {name} were left out: {error}"] = None
             continue
         if finished.runs or finished.damaged:
             kept.append(finished)

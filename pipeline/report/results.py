@@ -45,13 +45,15 @@ def collect(workspace: Workspace, seeds: int | None) -> Collected:
     of_study = {result.encoder for result in results}
     left_out = []
     for reference in engine.trained_encoders(workspace):
+        name = reference
         try:
-            if canonical_name(reference) in of_study:
+            name = canonical_name(reference)
+            if name in of_study:
                 continue
             workspace.describe(reference)
             found = Finished.of(*engine.jobs(workspace, [reference], seeds))
         except InputError as error:
-            left_out.append(f"The runs of {reference} were left out: {error}")
+            left_out.append(f"Runs of {name} were left out: {error}")
             continue
         if found.runs or found.damaged:
             results.append(found)

@@ -265,8 +265,8 @@ def test_runs_of_an_encoder_that_is_no_longer_installed_are_named_and_all_else_i
     (gone / "run.json").write_bytes(encode("run", 2, body))
     done = copied.run("report")
     assert done.exit_code == 0, done.output
-    assert "The runs of gone were left out: " in done.stderr
-    assert "The runs of gone were left out: " in page(copied).text
+    assert "Runs of gone were left out: " in done.stderr
+    assert "Runs of gone were left out: " in page(copied).text
     assert dice_row(copied, "stain") == before
 
 

@@ -155,9 +155,7 @@ def test_runs_that_might_be_of_either_of_two_caches_are_left_out_and_named(two: 
     shutil.rmtree(two.store("stain"))
     done = two.run("report")
     assert done.exit_code == 0, done.output
-    assert any(
-        "Runs of stain under other settings were left out: 2 runs" in note for note in summary(two)["notes"]
-    )
+    assert any("Runs of stain were left out: 2 runs" in note for note in summary(two)["notes"])
 
 
 def test_runs_of_a_decoder_that_is_no_longer_installed_are_named(two: Home) -> None:
