@@ -24,9 +24,9 @@ HELD_OUT: tuple[Literal["val", "test"], ...] = ("val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """The ``results`` of encoders, in sentences which runs were ``left_out``, and which of them since ``damaged``.
+    """The ``results`` of encoders; in sentences, runs that were ``left_out``, and others that are ``damaged``.
 
-    What is damaged among the runs of ``results`` is told by these.
+    What is damaged among the runs of ``results`` is told by these themselves.
     """
 
     results: list[Finished]
