@@ -107,9 +107,10 @@ def variants(work: Workspace) -> tuple[list[Finished], list[str]]:
     """
     found: dict[bytes, tuple[str, Study, set[int]]] = {}
     left_out: dict[str, None] = {}
-    known = {run.encoder: _is_known(run.encoder) for run in recorded_runs(work)}
-    for run in recorded_runs(work):
-        if not known[run.encoder]:
+    recorded = list(recorded_runs(work))
+    known = {reference for reference in {run.encoder for run in recorded} if _is_known(reference)}
+    for run in recorded:
+        if run.encoder not in known:
             continue
         try:
             study = validated(
