@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from stages.cost import gemm_rate
+from stages.cost import conv_rate, gemm_rate
 
 LIBRARIES = ("numpy", "torch", "zarr", "numcodecs", "google-crc32c")
 
@@ -185,17 +185,21 @@ def memory_speed(nbytes: int) -> dict[str, float]:
 
 
 def product_speed(side: int, threads: int) -> dict[str, float]:
-    """Return how fast matrix products are: 10⁹ FLOP a second in float32 and in bfloat16, best of a second each."""
+    """Return how fast matrix products and convolutions are: 10⁹ FLOP a second by dtype, best of a second each."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rates = [
-            gemm_rate(torch.device("cpu"), side, 1.0, dtype) / 1e9
+        rates = {
+            f"{kind}_{str(dtype).removeprefix('torch.')}_gflop_a_s": rate(
+                torch.device("cpu"), size, 1.0, dtype
+            )
+            / 1e9
+            for kind, rate, size in (("gemm", gemm_rate, side), ("conv", conv_rate, min(side, 256)))
             for dtype in (torch.float32, torch.bfloat16)
-        ]
+        }
     finally:
         torch.set_num_threads(before)
-    return {"gemm_float32_gflop_a_s": round(rates[0], 1), "gemm_bfloat16_gflop_a_s": round(rates[1], 1)}
+    return {name: round(rate, 1) for name, rate in rates.items()}
 
 
 def _rounded(value: Any) -> Any:

@@ -244,7 +244,8 @@ class Job:
     def cost(self) -> float:
         """How much work an epoch of a run is, in GFLOP: what the decoder computes, and the loss of each logit."""
         logits = self.geometry.classes * self.geometry.target_px**2
-        step = decoder_step_flop(self.settings.decoder, self.geometry, self.settings.options)
+        form = self.settings.upconv
+        step = decoder_step_flop(self.settings.decoder, self.geometry, self.settings.options, form)
         return (step + LOGIT_FLOP * logits) * len(self.tiles["train"]) / 1e9
 
     def predict(self, run: StoredRun, views: Sequence[PlannedView]) -> NDArray[np.uint8]:

@@ -6,12 +6,14 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from pipeline.choosing import UnclearCache
 from pipeline.engine import jobs
 from pipeline.job import Job
 from pipeline.staging import found_elsewhere
 from pipeline.workspace import Workspace
-from stages.cost import decoder_step_flop, gemm_rate
+from stages.cost import conv_rate, decoder_step_flop, gemm_rate
 from stages.encoders import usable_device
 from stages.tiles.dataset import SPLITS
 from store import ViewKey
@@ -21,12 +23,14 @@ from store.errors import NoCache
 def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
     """Return what a study needs: tiles, views, bytes and arithmetic of each encoder, and an estimate of the time.
 
-    FLOP count a multiplication and an addition as two, and the decoder's are those of its textbook form, whichever is
-    computed; times are FLOP over the matrix-product rate measured on this machine now: estimates, made before anything
-    runs.
+    FLOP count a multiplication and an addition as two, and the decoder's are those of the form that is computed; times
+    are FLOP over the rate of matrix products, for the decoder of convolutions, measured on this machine now: estimates,
+    made before anything runs.
     """
     device = usable_device(None)
     rate = gemm_rate(device)
+    dtype: torch.dtype = getattr(torch, work.study.train.precision)
+    decoder_rate = conv_rate(device, dtype=dtype)
     count = seeds or work.study.train.seeds
     train = work.study.train
     tiles = {split: len(work.tiles[split]) for split in SPLITS}
@@ -34,7 +38,9 @@ def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
     for job in jobs(work, (), seeds):
         encoder = work.backbones.flop(job.reference) * len(work.views)
         bytes_a_view = work.tokens_spec(job.about.grid).stored_nbytes
-        step = decoder_step_flop(job.settings.decoder, job.geometry, job.settings.options)
+        step = decoder_step_flop(
+            job.settings.decoder, job.geometry, job.settings.options, job.settings.upconv
+        )
         decoder = step * len(job.tiles["train"]) * train.epochs * count
         rows.append(
             {
@@ -46,7 +52,7 @@ def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
                 "encoder_flop": encoder,
                 "encoder_seconds": encoder / rate,
                 "decoder_flop": decoder,
-                "decoder_seconds": decoder / rate,
+                "decoder_seconds": decoder / decoder_rate,
             }
         )
     folder = next(path for path in (work.cache.absolute(), *work.cache.absolute().parents) if path.is_dir())
