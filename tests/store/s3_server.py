@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from unittest import mock
@@ -164,12 +165,14 @@ class S3:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[S3]:
-    """Run moto's server in this process."""
+    """Run moto's server in this process, empty: what an earlier one kept would still be there."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
-        yield S3(*server.get_host_and_port())
+        made = S3(*server.get_host_and_port())
+        urllib.request.urlopen(f"{made.endpoint}/moto-api/reset", data=b"").close()
+        yield made
     finally:
         server.stop()
 
