@@ -61,7 +61,7 @@ def _missing(found: Sequence[Finished]) -> list[str]:
 
 def _damaged(found: Collected) -> list[str]:
     named = (str(error) for result in found.results for error in result.damaged.values())
-    return [*(f"A run is damaged and was left out: {error}" for error in named), *found.damaged]
+    return [*(f"A run is damaged: {error}" for error in named), *found.damaged]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -91,7 +91,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             )
         if not row["seeds"]:
             text += "; not tested: they have no seed in common"
-        elif row["left_out"]:
+        elif row["other_seeds"]:
             text += f"; over {seeds_text(row['seeds'])} alone, which both have"
         lines.append(text)
     if found["paired"] and 1 < found["clusters"] < FEW_CLUSTERS:
@@ -179,7 +179,7 @@ def _row(a: Workspace, b: Workspace, one: Finished, other: Finished, common: Seq
         }
         for side, result, values, estimate in zip("ab", used, dice, estimates, strict=True)
     }
-    row |= {"seeds": seeds, "left_out": sorted(one.runs.keys() ^ other.runs.keys())}
+    row |= {"seeds": seeds, "other_seeds": sorted(one.runs.keys() ^ other.runs.keys())}
     row |= {
         "difference": _number(estimates[1] - estimates[0]) if seeds else None,
         "ci": None,

@@ -69,6 +69,7 @@ def plan(work: Workspace, seeds: int | None) -> dict[str, Any]:
         "bytes": sum(row["bytes"] for row in rows),
         "device": device.type,
         "gflop_per_second": rate / 1e9,
+        "decoder_gflop_per_second": decoder_rate / 1e9,
         "encoders": rows,
     }
 

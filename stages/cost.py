@@ -62,6 +62,7 @@ def _least_seconds(product: Callable[[], torch.Tensor], seconds: float) -> float
     best, ends = math.inf, time.perf_counter() + seconds
     while best == math.inf or time.perf_counter() < ends:
         started = time.perf_counter()
-        product().flatten()[0].item()  # waits for the device
+        made = product()
+        made[(0,) * made.ndim].item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     return best

@@ -91,9 +91,10 @@ class Crew:
         """Have ``tasks`` done, taking them up as workers come free, and hand over each result as it comes.
 
         The cluster never knows of more of them than it has workers. What was lost with a worker is done by another. A
-        task that raises, or whose worker dies, is tried three times in all, by other workers if they are free; one that
-        finds fault with its input or with stored data once, but for a :class:`pipeline.cluster.doubts.Doubt`, which is
-        believed when two workers have it, or the only one. Then ``on_failure`` is told the error, and the others go on.
+        task that raises, or whose worker dies, is tried three times in all, by workers on which it has not failed as
+        long as there is one; one that finds fault with its input or with stored data once, but for a
+        :class:`pipeline.cluster.doubts.Doubt`, which is believed when two workers have it, or the only one. Then
+        ``on_failure`` is told the error, and the others go on.
         What ``on_done`` or ``on_failure`` raises ends all. ``on_start`` hears of tasks that a worker has begun with,
         not always at once.
         """

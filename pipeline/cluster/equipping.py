@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from pipeline.cluster.line import RESOURCE
@@ -26,11 +26,12 @@ from store.errors import FrostgridError, InputError
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
+T = TypeVar("T")
 VERSION = version("frostgrid")  # of the code that runs here, whatever is installed meanwhile
 OLD_S = 7 * 24 * 3600.0  # after which a probe is one that a killed process has left
 _PROBE = ".frostgrid-probe-"
 _ASK = "Correct this, or take the worker out of the cluster."
-ANSWER_S = 60.0  # that a worker may take to say what it has
+ANSWER_S = 300.0  # that a worker may take to say what it has; it may have torch to load first
 AGAIN_S = 300.0  # after which one that does not answer is asked again
 
 
@@ -39,13 +40,15 @@ class Needs:
     """What a worker has to have.
 
     ``folders``: each with the name and the content of a file in it. ``files``: each with its size, 0 for a folder.
-    ``urls``: places. ``device``: as ``--device`` says it. ``version``: of frostgrid. ``session``: the command.
+    ``urls``: places. ``device``: as ``--device`` says it. ``patience``: seconds in which to answer. ``version``: of
+    frostgrid. ``session``: the command.
     """
 
     folders: tuple[tuple[str, str, str], ...] = ()
     files: tuple[tuple[str, int], ...] = ()
     urls: tuple[str, ...] = ()
     device: str | None = None
+    patience: float = ANSWER_S
     version: str = VERSION
     session: str = field(default_factory=lambda: uuid4().hex[:12])
 
@@ -152,8 +155,19 @@ def _forget(known: dict[str, Found], addresses: Iterable[str]) -> None:
 
 
 async def look(needs: Needs, dask_worker: Worker) -> Found:
-    """Return what the worker has that runs this."""
-    return await asyncio.wait_for(asyncio.to_thread(_look, needs, dask_worker.state.nthreads), ANSWER_S)
+    """Return what the worker has that runs this. ``TimeoutError`` where that cannot be said in time."""
+    return await _told(needs.patience, _look, needs, dask_worker.state.nthreads)
+
+
+async def _told(patience: float, question: Callable[..., T], *what: Any) -> T:
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(question, *what), patience)
+    except TimeoutError:
+        raise
+    except (
+        OSError
+    ) as error:  # of this machine; what the client meets instead of an answer is of the connection
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _look(needs: Needs, threads: int) -> Found:
@@ -203,8 +217,7 @@ async def ready(what: tuple[Needs, Mapping[str, int]], dask_worker: Worker) -> N
 
     needs, threads = what
     scratch = Path(dask_worker.local_directory, "frostgrid")
-    made = asyncio.to_thread(make_ready, threads[dask_worker.address], scratch, needs.session)
-    await asyncio.wait_for(made, ANSWER_S)
+    await _told(needs.patience, make_ready, threads[dask_worker.address], scratch, needs.session)
     await dask_worker.set_resources(**{RESOURCE: 1})
 
 

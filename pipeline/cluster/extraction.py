@@ -18,6 +18,7 @@ from pipeline.cluster.shards import Shards, ShardsFailed, Site
 from pipeline.cluster.tasks import Task, digest_of
 from pipeline.console import Talk, bytes_text
 from pipeline.extraction import begun, manner, size_text
+from pipeline.parallel import explained
 from pipeline.workspace import VIEWS, Workspace
 from stages.encoders import canonical_name
 from stages.tiles.plan import mask_rows, token_rows
@@ -88,6 +89,8 @@ class OnCluster:
         except Exception as error:
             self._unloaded.add(task.title)
             self._site.failures.append((task.title, error))
+            if trace := explained(task.title, error).trace:
+                self._talk.say(f"{task.title}:\n{trace}")
             return
         store = begun(work, loaded, talk)
         tiles = {view.tile.key: view.tile for view in work.views}

@@ -224,7 +224,7 @@ class Handing:
         """See which workers there are, and where our tasks are, every now and then."""
         if time.monotonic() - self._roster.looked < LOOK_S:
             return
-        left = self._roster.refresh(self._line)
+        left = self._roster.refresh(self._line, stuck=bool(self._waiting and not self._pending))
         at = self._line.under_way()
         self._load = Counter(worker for key, worker in at.items() if key not in self._pending)
         for key, piece in list(self._pending.items()):

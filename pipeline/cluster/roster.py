@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.cluster.equipping import Needs, Unfit, equip, probed
+from pipeline.cluster.equipping import ANSWER_S, Needs, Unfit, equip, probed
 from pipeline.cluster.line import RESOURCE, Line
 from pipeline.cluster.machines import Found
 from pipeline.console import Talk
@@ -15,6 +16,7 @@ from stages.tiles.dataset import raise_all
 from store.errors import FrostgridError, InputError
 
 LOOK_S = 2.0  # between looks at which workers there are
+BRIEF_S = 20.0  # that one which joins may take to answer, while others wait for tasks
 GONE_S = 600.0  # in which a worker that has died is started again, if ever
 
 
@@ -70,8 +72,11 @@ class Roster:
         faults = self._equip(line, list(workers))
         raise_all([InputError(fault, where=self.option) for fault in faults], "Nothing was computed.")
 
-    def refresh(self, line: Line) -> set[str]:
+    def refresh(self, line: Line, *, stuck: bool = False) -> set[str]:
         """Make workers ready that have come, and forget those that have gone, of which it returns the addresses.
+
+        Where there is none for the tasks that are left, or where there is but they are ``stuck`` all the same, that is
+        said.
 
         One that was started again at the same address has gone and come. Raises :class:`FrostgridError` where none is
         left of those that the command has started.
@@ -87,12 +92,12 @@ class Roster:
             if room or address not in workers or time.monotonic() >= unfit.until:
                 del self._unfit[address]
         if new := workers.keys() - self._ready.keys() - self._unfit.keys():
-            for fault in self._equip(line, list(new)):
+            for fault in self._equip(line, list(new), BRIEF_S):
                 if fault not in self._said:
                     self._talk.say(f"A worker that has joined gets no tasks: {fault}")
                 self._said.add(fault)
         self._paused = {address for address, about in workers.items() if about["status"] != "running"}
-        if not self.ready:
+        if stuck or not self.ready:
             self._say_waiting()
         else:
             self._said_waiting = False
@@ -112,8 +117,9 @@ class Roster:
                 remedy="What is finished is kept. Run the same command again, with fewer workers or more memory.",
             )
 
-    def _equip(self, line: Line, addresses: Sequence[str]) -> list[str]:
-        unfit = line.asked(lambda client: equip(client, addresses, self._needs, self._ready))
+    def _equip(self, line: Line, addresses: Sequence[str], patience: float = ANSWER_S) -> list[str]:
+        needs = replace(self._needs, patience=patience)
+        unfit = line.asked(lambda client: equip(client, addresses, needs, self._ready))
         self._unfit |= unfit
         return [fault for one in unfit.values() for fault in one.faults]
 
@@ -122,6 +128,6 @@ class Roster:
             self._said_waiting = True
             unfit = "".join(f"\n  - {fault}" for one in self._unfit.values() for fault in one.faults)
             but = f"; these cannot do the tasks:{unfit}" if unfit else ""
-            if paused := sorted(self._ready):
-                but += f"; the memory of these is full, and dask has paused them: {', '.join(paused)}"
+            if paused := sorted(self._ready.keys() & self._paused):
+                but += f"; dask has paused these, as it does when memory is full: {', '.join(paused)}"
             self._talk.say(f"waiting for a worker that can do the tasks (Ctrl-C ends this){but}")

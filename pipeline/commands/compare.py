@@ -96,7 +96,7 @@ def compare(
             Talk(quiet=quiet).say("no encoder has finished runs of both")
     if damaged := [one for side in found["damaged"] for one in side]:
         raise VerificationError(
-            f"{len(damaged)} damaged run(s) were left out of the comparison, such as: {damaged[0]}",
+            f"{len(damaged)} run(s) were left out of the comparison, such as: {damaged[0]}",
             where=f"{a}, {b}",
             remedy="Train them again for one of all runs.",
         )

@@ -72,7 +72,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             )
     if summary["without_runs"]:
         found.append(
-            "No finished run with the settings of the study, and so not among its encoders: "
+            "No finished run with the settings of the study, and so in none of the tables of encoders: "
             f"{listed(summary['without_runs'])}."
         )
     single = [one for one in evidence["comparisons"] if one["seeds"] == 1]

@@ -107,7 +107,7 @@ def _comparisons(figures: Figures) -> Sheet:
                 Cell("yes" if one["told_apart"] else "no"),
             )
         )
-    tests = sum(one["p"] is not None for one in figures.at("evidence", "comparisons"))
+    tested = sum(one["p"] is not None for one in figures.at("evidence", "comparisons"))
     columns = (
         Column("encoder"),
         Column("against"),
@@ -124,7 +124,8 @@ def _comparisons(figures: Figures) -> Sheet:
         columns,
         tuple(rows),
         f"Paired over the same resampled {figures.at('evidence', 'unit')}. Interval and p are those of one comparison; "
-        f"p (Holm) allows for all {tests}. Seeds: those that both have, over which they are compared.",
+        f"p (Holm) allows for {'all ' if tested > 1 else ''}{tested or 'none, as nothing could be tested'}. "
+        "Seeds: those that both have, over which they are compared.",
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the last section of the page shows.
 
-    ``commands``: what makes all of it; ``study``: the resolved study as TOML, ``environments`` the distinct ones of all
-    runs, ``runs`` their folders and fingerprints, ``tokens`` the key of each cache with its encoder.
+    ``commands``: what makes all of it, but for the ``caches`` of which it is said in sentences; ``study``: the resolved
+    study as TOML, ``environments`` the distinct ones of all runs, ``runs`` their folders and fingerprints, ``tokens``
+    the key of each cache with its encoder.
     """
     environments: dict[str, dict[str, Any]] = {}
     for row in [*summary["results"], *summary["ablations"]]:
@@ -34,17 +35,28 @@ def repeating(summary: Mapping[str, Any]) -> dict[str, Any]:
         count = 1 + max(run["seed"] for run in row["runs"])
         commands += [row["before"]] if row["before"] else []
         commands.append(["sweep", study, *row["options"], "--seeds", str(count)])
+    encodings = {
+        text.partition("=")[2]
+        for row in varied
+        for text in row["options"]
+        if text.startswith("cache.encoding=") and not row["before"]
+    }
     commands.append(["report", study, "--seeds", str(asked)])
     runs = [(row["encoder"], run) for row in summary["results"] for run in row["runs"]]
     runs += [
         (f"{row['encoder']}, {row['factor']} {row['value']}", run) for row in varied for run in row["runs"]
     ]
-    caches = [*reversed(varied), *reversed(summary["results"])][::-1]
+    caches = {row["tokens"]: row["reference"] for row in [*reversed(varied), *reversed(summary["results"])]}
     return {
         "commands": list(dict.fromkeys(shlex.join(["frostgrid", *command]) for command in commands)),
         "study": as_toml({key: value for key, value in summary["study"].items() if key != "name"}),
         "environments": list(environments.values()),
-        "tokens": list({row["tokens"]: (row["encoder"], row["tokens"]) for row in caches}.values()),
+        "caches": [
+            f"The caches of cache.encoding={encoding} are made apart: with encoding = {encoding!r} under [cache], by "
+            "frostgrid extract."
+            for encoding in sorted(encodings)
+        ],
+        "tokens": [(reference, key) for key, reference in reversed(caches.items())],
         "runs": list({run["folder"]: (name, run) for name, run in reversed(runs)}.values())[::-1],
     }
 

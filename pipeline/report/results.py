@@ -42,14 +42,15 @@ def collect(workspace: Workspace, seeds: int | None) -> Collected:
     """
     names = workspace.study.encoders.names
     results = [Finished.of(job) for job in engine.jobs(workspace, names, seeds)]
-    of_study = {result.encoder for result in results}
+    seen = {result.encoder for result in results}
     left_out = []
     for reference in engine.trained_encoders(workspace):
         name = reference
         try:
             name = canonical_name(reference)
-            if name in of_study:
+            if name in seen:
                 continue
+            seen.add(name)
             workspace.describe(reference)
             found = Finished.of(*engine.jobs(workspace, [reference], seeds))
         except InputError as error:

@@ -164,11 +164,13 @@ def _options(workspace: Workspace, one: Finished, usual: Mapping[str, str]) -> t
 
 
 def _before(workspace: Workspace, one: Finished) -> tuple[str, ...]:
-    """Return the command that makes the cache of these runs, where extracting the study's views does not."""
-    if one.job.work.study.cache.encoding != "int8" or workspace.study.cache.encoding == "int8":
-        return ()
-    exact = one.job.exact_tokens()
-    if exact is None:
+    """Return the command that makes the cache of these runs, where extracting the study's views does not.
+
+    Nothing where no command is known: of float16 beside a study's int8, and of caches at a URL.
+    """
+    wanted, usual = one.job.work.study.cache.encoding, workspace.study.cache.encoding
+    exact = one.job.exact_tokens() if (wanted, usual) == ("int8", "float16") else None
+    if exact is None or workspace.origin is not None:
         return ()
     return "cache", "convert", f"{workspace.study.cache.root}/{exact.path.name}", "--to", "int8"
 

@@ -63,8 +63,8 @@ def plan_table(needs: dict[str, Any]) -> Table:
         f"{needs['views']} views of {needs['tile_px']} px",
         caption=f"{bytes_text(needs['bytes'])} of token grids before compression, {bytes_text(needs['free'])} free at "
         f"{needs['cache']}{place}; {needs['seeds']} seed(s) of {needs['steps']} steps an encoder; times from "
-        f"{needs['gflop_per_second']:.0f} GFLOP/s of float32 matrix products measured on this {needs['device']}; "
-        "train: the decoder's textbook form, than which its fast form (train.upconv) computes less",
+        f"{needs['gflop_per_second']:.0f} GFLOP/s of matrix products, and {needs['decoder_gflop_per_second']:.0f} of "
+        f"convolutions for the decoder, measured on this {needs['device']} now",
     )
     for name in ("encoder", "grid", "views cached", "MB a view", "cache", "extract", "train"):
         table.add_column(name, justify="left" if name == "encoder" else "right")

@@ -29,8 +29,14 @@ RUN, CONFUSIONS, LOSSES, DECODER = "run.json", "confusions.npz", "losses.csv", "
 _VERSION = 2
 _AGAIN = "Remove the folder and train this run again."
 _FIELDS = {
-    **{"seed": int, "classes": list, "best_epoch": int, "parameters": int, "seconds": dict},
-    **{"identity": dict, "environment": dict, "files": dict},
+    "seed": int,
+    "classes": list,
+    "best_epoch": int,
+    "parameters": int,
+    "seconds": dict,
+    "identity": dict,
+    "environment": dict,
+    "files": dict,
 }
 
 
@@ -155,9 +161,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     data = _read(path)
     try:
         body = decode("run", _VERSION, data, path, _AGAIN)
-    except (
-        InputError
-    ) as error:  # of a newer version: of no use here either, and nothing is wrong with what was asked
+    except InputError as error:
+        # Of a newer version: it is of no use here either, and nothing is wrong with what was asked.
         raise VerificationError(error.what, where=path, remedy=error.remedy) from error
     lacking = [name for name, kind in _FIELDS.items() if not isinstance(body.get(name), kind)]
     if lacking:

@@ -101,14 +101,12 @@ def kept(key: str) -> tuple[int, str]:
 def doubt(folder: Path, name: str, sick: int) -> str:
     """As ``note``, but the first ``sick`` workers that come find fault with the shelf each time.
 
-    Where there are several, others do nothing before all of these have come.
+    Where there are several, others take their time: then these are heard first.
     """
     if _is_sick(folder, sick):
         note(folder, name)
         raise Doubt("shelf", InputError("The shelf is empty", where="shelf"), get_worker().address)
-    while sick > 1 and not (folder / f"{sick - 1}.sick").exists():
-        time.sleep(0.02)
-    return note(folder, name, 0.5 if sick > 1 else 0)
+    return note(folder, name, 2.0 if sick > 1 else 0)
 
 
 def sick(folder: Path, name: str) -> str:

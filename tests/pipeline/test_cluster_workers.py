@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,12 +62,21 @@ def test_a_worker_that_does_not_answer_is_asked_again_and_one_that_is_ready_stay
 
 
 def test_a_look_that_hangs_on_a_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
-    monkeypatch.setattr(equipping, "ANSWER_S", 0.1)
     monkeypatch.setattr(equipping, "_look", lambda *_: time.sleep(1))
     worker: Any = SimpleNamespace(state=SimpleNamespace(nthreads=1))
     with pytest.raises(TimeoutError):
+        asyncio.run(equipping.look(Needs(patience=0.1), worker))
+
+
+def test_an_error_of_a_workers_own_machine_is_told_and_not_taken_for_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look(*_: Any) -> None:
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(equipping, "_look", look)
+    worker: Any = SimpleNamespace(state=SimpleNamespace(nthreads=1))
+    with pytest.raises(RuntimeError, match=r"OSError: libcudart\.so\.12"):
         asyncio.run(equipping.look(Needs(), worker))
 
 
@@ -89,9 +99,12 @@ def test_that_there_is_no_worker_for_the_tasks_is_said_each_time(capsys: pytest.
     assert said() == "" and list(roster.ready) == ["a"]
     there["a"] = paused
     text = " ".join(said().split())
-    assert "the memory of these is full, and dask has paused them: a" in text
+    assert "dask has paused these, as it does when memory is full: a" in text
     assert not roster.ready and list(roster.fit) == ["a"]  # it still counts among those that may doubt
     there["a"] = running
+    assert said() == ""
+    roster.refresh(line, stuck=True)  # it may not have what is left
+    assert "waiting for a worker" in capsys.readouterr().err
     assert said() == ""
     del there["a"]
     assert "waiting for a worker" in said()

@@ -107,7 +107,7 @@ def test_studies_are_compared_over_common_seeds_and_what_lacks_or_is_damaged_is_
     assert found["missing"] == [[], ["stain, seed 1"]]
     assert [len(side) for side in found["damaged"]] == [0, 1]
     rows = {row["a"]["encoder"]: row for row in found["encoders"]}
-    assert {name: (row["seeds"], row["left_out"]) for name, row in rows.items()} == {
+    assert {name: (row["seeds"], row["other_seeds"]) for name, row in rows.items()} == {
         "stain": ([0], [1]),
         "pixels": ([1], [0]),
     }
@@ -119,7 +119,7 @@ def test_studies_are_compared_over_common_seeds_and_what_lacks_or_is_damaged_is_
     said = compare(home, "quick").stdout
     assert "over seed 0 alone, which both have" in said and "over seed 1 alone, which both have" in said
     assert "missing in quick: stain, seed 1" in said
-    assert "in quick: A run is damaged and was left out: " in said
+    assert "in quick: A run is damaged: " in said
     (other,) = home.folder.glob("runs/small/stain/linear/seed-000-*")
     shutil.rmtree(other)
     said = compare(home, "quick").stdout

@@ -290,7 +290,7 @@ def test_one_cache_that_cannot_be_read_leaves_a_page_of_the_others(copied: Home)
     done = copied.run("run")
     assert done.exit_code == 4 and str(shard) in done.stderr
     assert (
-        "No finished run with the settings of the study, and so not among its encoders: pixels."
+        "No finished run with the settings of the study, and so in none of the tables of encoders: pixels."
         in page(copied).text
     )
     assert dice_row(copied, "stain")[-1] == "3"
@@ -314,7 +314,8 @@ def test_an_encoder_without_runs_is_named_and_in_no_table(copied: Home) -> None:
     assert done.exit_code == 0, done.output
     found = page(copied)
     assert (
-        "No finished run with the settings of the study, and so not among its encoders: pixels." in found.text
+        "No finished run with the settings of the study, and so in none of the tables of encoders: pixels."
+        in found.text
     )
     assert "There is no other encoder to compare it with." in found.text
     assert "How sure is the order?" not in found.text

@@ -227,7 +227,7 @@ def test_the_commands_to_repeat_a_study_train_every_seed_and_every_variant_that_
     options = ["--encoder", "a", "--decoder", "mlp:hidden=4", "--set", "train.views=5"]
     varied: list[dict[str, Any]] = [
         {
-            "encoder": "a", "reference": "a", "in_study": True, "factor": "train.views", "value": 5.0,
+            "encoder": "a, lr 1", "reference": "a", "in_study": True, "factor": "train.views", "value": 5.0,
             "options": options, "before": [], "runs": runs, "tokens": "t", "environments": [{"torch": "2"}],
         }
     ]  # fmt: skip
@@ -250,10 +250,14 @@ def test_the_commands_to_repeat_a_study_train_every_seed_and_every_variant_that_
         "frostgrid sweep 'my study.toml' --encoder c --seeds 5",
         "frostgrid report 'my study.toml' --seeds 4",
     ]
-    assert said["tokens"] == [("a", "t"), ("a", "i"), ("a", "c")] and said["environments"] == [{"torch": "2"}]
+    assert (
+        said["tokens"] == [("a", "t"), ("a", "i"), ("c", "c")]
+        and said["caches"] == []
+        and said["environments"] == [{"torch": "2"}]
+    )
     assert [(name, run["folder"]) for name, run in said["runs"]] == [
         ("a", "f0"),
-        ("a, train.views 5.0", "f4"),
+        ("a, lr 1, train.views 5.0", "f4"),
     ]
 
 

@@ -140,6 +140,25 @@ def test_an_encoder_that_was_swept_only_is_not_missing(two: Home) -> None:
     assert not any("pixels" in note for note in found["notes"])
 
 
+def test_an_encoder_that_was_asked_for_under_two_names_is_reported_once(two: Home) -> None:
+    two.study.write_text(two.study.read_text().replace(', "pixels"', ""))
+    assert two.run("train", "--encoder", "Pixels", "--seeds", "4").exit_code == 0
+    assert two.run("report", "--seeds", "4").exit_code == 0
+    assert [row["encoder"] for row in summary(two)["results"]].count("pixels") == 1
+
+
+def test_a_cache_of_another_form_that_no_command_makes_is_told_of(two: Home) -> None:
+    own = two.study.read_text()
+    assert cache("convert", two.store("stain"), "--to", "int8").exit_code == 0
+    two.study.write_text(f'{own}\n[cache]\nencoding = "int8"\n')
+    done = two.run("sweep", "--encoder", "stain", "--set", "cache.encoding=float16,int8", "--seeds", "1")
+    assert done.exit_code == 0, done.output
+    done = two.run("report", "--seeds", "1")
+    assert done.exit_code == 0, done.output
+    page = (two.folder / "runs/small/report.html").read_text(encoding="utf-8")
+    assert "The caches of cache.encoding=float16 are made apart" in page and "cache convert" not in page
+
+
 def test_runs_that_might_be_of_either_of_two_caches_are_left_out_and_named(two: Home) -> None:
     assert two.run("sweep", "--encoder", "stain", "--set", "train.lr=0.02", "--seeds", "1").exit_code == 0
     (run,) = (

@@ -163,7 +163,9 @@ def test_plan_encoders_and_check_report_as_tables_and_as_json(finished: Path) ->
     assert needs["views"] == 18
     assert [row["views_cached"] for row in needs["encoders"]] == [18, 18]
     shown = frostgrid("plan", finished / "small.toml", *at).stdout
-    assert "18 / 18" in shown and "textbook form" in " ".join(shown.split())
+    assert "18 / 18" in shown and "convolutions for the decoder" in " ".join(shown.split())
+    for row in needs["encoders"]:
+        assert row["decoder_seconds"] == row["decoder_flop"] / (1e9 * needs["decoder_gflop_per_second"])
     listed = {row["name"]: row for row in json.loads(frostgrid("encoders", "--json").stdout)}
     assert listed["virchow2"]["grid"] == [37, 37]
     assert "virchow2" in frostgrid("encoders").stdout
