@@ -80,8 +80,9 @@ def _line_to(address: str) -> Iterator[Line]:
     for name in _LOGS:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said in our words
     try:
+        _check_address(address)
         client = Client(address, timeout=PATIENCE, set_as_default=False)
-    except (ValueError, TypeError, ImportError) as error:  # the last two: of other protocols than tcp
+    except (ValueError, TypeError, ImportError) as error:
         raise InputError(
             f"This is no address of a scheduler: {error}",
             where=f"--scheduler {address}",
@@ -103,6 +104,25 @@ def _line_to(address: str) -> Iterator[Line]:
         # One that looks for a lost scheduler may trip over itself here, which must not hide what is wrong.
         with suppress(AssertionError, OSError, RuntimeError):
             client.close()
+
+
+def _check_address(address: str) -> None:
+    """Raise ``ValueError``, ``TypeError`` or ``ImportError`` for an address that no client can be made of.
+
+    dask finds out with a client half made, which can hang this process when it is thrown away.
+    """
+    from distributed.comm.addressing import parse_address, parse_host_port
+    from distributed.comm.registry import get_backend
+    from distributed.security import Security
+
+    scheme, location = parse_address(address)
+    get_backend(scheme).get_connector()
+    if scheme == "inproc":
+        raise ValueError("inproc is the scheduler of another process")
+    if scheme in ("tcp", "tls"):
+        parse_host_port(location)
+    if scheme == "tls" and Security().get_connection_args("client")["ssl_context"] is None:
+        raise ValueError("dask's configuration names no certificates, as tls takes")
 
 
 def _check_version(line: Line, address: str) -> None:

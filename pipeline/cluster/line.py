@@ -103,7 +103,8 @@ class Line:
         raise StorageError(
             "The scheduler of the cluster is gone",
             where=self._address,
-            remedy="What is finished is kept. Start it again, and run the same command again to go on.",
+            remedy="What is finished is kept. Start it again, with workers where they have ended, and run the same "
+            "command again to go on.",
         ) from None
 
 

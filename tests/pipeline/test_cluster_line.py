@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusterkit import RealCluster
@@ -81,12 +82,22 @@ def test_a_scheduler_started_anew_at_the_same_address_is_another_one(scheduler: 
 
 def test_impossible_clusters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "PATIENCE", "500ms")
+    made: list[str] = []
+    init = Client.__init__
+
+    def counting(client: Client, address: str, **options: Any) -> None:
+        made.append(address)
+        init(client, address, **options)
+
+    monkeypatch.setattr(Client, "__init__", counting)
     for workers, address, said in (
         (10_000, None, "10000 processes are more than"),
         (1, "tcp://127.0.0.1:1", "Give one of them"),
         (None, "nonsense://x", "no address of a scheduler"),
         (None, "tls://127.0.0.1:9", "no address of a scheduler.*tls://127.0.0.1:9"),
         (None, "ucx://127.0.0.1:9", "no address of a scheduler"),
+        (None, "inproc://x/1/2", "no address of a scheduler"),
+        (None, "localhost", "no address of a scheduler.*such as tcp://host:8786"),
     ):
         with pytest.raises(InputError, match=said), connected(workers, address, "cpu", Talk(quiet=True)):
             pass
@@ -95,6 +106,7 @@ def test_impossible_clusters_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         connected(None, "tcp://127.0.0.1:9", "cpu", Talk(quiet=True)),
     ):
         pass
+    assert made == ["tcp://127.0.0.1:9"]  # one that is half made may hang the process when it is thrown away
 
 
 @pytest.mark.parametrize(
