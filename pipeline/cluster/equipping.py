@@ -160,13 +160,13 @@ async def look(needs: Needs, dask_worker: Worker) -> Found:
 
 
 async def _told(patience: float, question: Callable[..., T], *what: Any) -> T:
+    """Return ``question(*what)``, asked in a thread; ``TimeoutError`` after ``patience`` seconds."""
     try:
         return await asyncio.wait_for(asyncio.to_thread(question, *what), patience)
     except TimeoutError:
         raise
-    except (
-        OSError
-    ) as error:  # of this machine; what the client meets instead of an answer is of the connection
+    except OSError as error:
+        # Of this machine: an OSError that the client meets instead of an answer is of the connection.
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
